@@ -1,0 +1,16 @@
+//! The `partita` command line.
+
+mod cli;
+mod quickstart;
+mod run;
+mod size;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::parse() {
+        Ok(cli::Command::Run(arguments)) => run::main(&arguments),
+        Ok(cli::Command::Quickstart(arguments)) => quickstart::main(&arguments),
+        Err(code) => code,
+    }
+}

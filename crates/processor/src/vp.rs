@@ -1,0 +1,627 @@
+//! A virtual processor: state, memory management, block cache, run loop.
+
+use crate::block::{Block, Blocks};
+use crate::fault::{Completion, Exit, Fault, Step, Stop, StopReason, vector};
+use crate::mmu::Mmu;
+use crate::native::Native;
+use crate::op::Op;
+use crate::space::{CodeMap, GuestSpace};
+use crate::state::{State, cr, reg, rflags, seg};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How a virtual processor is made.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Physical address bits, 36 to 52.
+    pub physical_bits: u32,
+    /// What CPUID offers; see [`crate::cpuid`].
+    pub features: crate::cpuid::Features,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { physical_bits: 46, features: crate::cpuid::Features::host() }
+    }
+}
+
+/// The flag by which other threads interrupt a running [`Vp`].
+#[derive(Clone, Debug, Default)]
+pub struct Requests(Arc<AtomicU32>);
+
+impl Requests {
+    /// Makes [`Vp::run`] return [`Exit::Kicked`] soon.
+    pub fn kick(&self) {
+        self.0.store(1, Ordering::SeqCst);
+    }
+
+    /// A kick is outstanding.
+    #[inline(always)]
+    pub fn pending(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
+    fn take(&self) -> bool {
+        self.0.swap(0, Ordering::SeqCst) != 0
+    }
+}
+
+/// An event that waits to be delivered before the next instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An external interrupt.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// An exception, with its error code where the vector has one.
+    Exception {
+        /// The vector.
+        vector: u8,
+        /// The error code.
+        error: u32,
+    },
+}
+
+/// The answers that an instruction has already got, in the order of its
+/// exits, so that it can be executed again from its start.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    given: Vec<Completion>,
+    used: usize,
+}
+
+/// Things that [`Vp::run`] must look at before the next block.
+pub(crate) mod attention {
+    /// Interrupts are held off for one instruction.
+    pub(crate) const SHADOW: u32 = 1;
+    /// RFLAGS.TF.
+    pub(crate) const SINGLE_STEP: u32 = 2;
+    /// DR7 has an enabled execution breakpoint.
+    pub(crate) const BREAKPOINTS: u32 = 4;
+    /// An interrupt window was requested.
+    pub(crate) const WINDOW: u32 = 8;
+    /// An NMI window was requested.
+    pub(crate) const NMI_WINDOW: u32 = 16;
+    /// An event waits.
+    pub(crate) const EVENT: u32 = 32;
+    /// Debug conditions have been met and must be reported at the boundary.
+    pub(crate) const DEBUG: u32 = 64;
+    /// RFLAGS.RF is set.
+    pub(crate) const RESUME: u32 = 128;
+}
+
+/// One virtual x86-64 processor in software.
+pub struct Vp {
+    /// The architectural state.
+    pub(crate) state: State,
+    pub(crate) mmu: Mmu,
+    pub(crate) config: Config,
+    pub(crate) stop: StopReason,
+    /// Bits of [`attention`].
+    pub(crate) attention: u32,
+    /// A store hit a page with cached code: end the block.
+    pub(crate) code_written: bool,
+    /// Mode bits that blocks are looked up by; see [`Vp::decode_mode`].
+    pub(crate) mode_key: u8,
+    /// NMIs are blocked until IRET.
+    pub(crate) nmi_blocked: bool,
+    /// DR6 bits to report at the next instruction boundary.
+    pub(crate) debug_pending: u64,
+    /// Delivering an event: a second fault makes #DF or worse.
+    pub(crate) delivering: Option<u8>,
+    /// Mask for the stack pointer: 0xFFFF, 0xFFFF_FFFF or all ones.
+    pub(crate) stack_mask: u64,
+    /// x87 instruction pointer, data pointer and opcode of the last
+    /// non-control instruction are in the FXSAVE image; native stubs here.
+    pub(crate) native: Native,
+    pub(crate) blocks: Blocks,
+    pub(crate) answers: Answers,
+    event: Option<Event>,
+    exit: Option<Exit>,
+    pub(crate) shutdown: bool,
+    requests: Requests,
+    /// The last instruction did not retire: an exception was delivered instead.
+    pub(crate) faulted: bool,
+    /// The instruction under way loaded RF from a flags image (IRET, task
+    /// switch), so that its own end does not clear it.
+    pub(crate) resume_loaded: bool,
+    /// PAUSEs in a row, to notice spinning.
+    pub(crate) pauses: u32,
+    /// Guest instructions retired, about (blocks count when left).
+    pub(crate) retired: u64,
+}
+
+// SAFETY: a Vp is used by one thread at a time; its raw pointers name guest
+// memory that any thread may access through `host`.
+unsafe impl Send for Vp {}
+
+impl Vp {
+    /// A virtual processor after power-on.
+    pub fn new(config: Config, space: Box<dyn GuestSpace>, code: Arc<CodeMap>) -> Self {
+        let mut vp = Self {
+            state: State::power_on(),
+            mmu: Mmu::new(space, code, config.physical_bits),
+            config,
+            stop: StopReason::None,
+            attention: 0,
+            code_written: false,
+            mode_key: 0,
+            nmi_blocked: false,
+            debug_pending: 0,
+            delivering: None,
+            stack_mask: 0xffff,
+            native: Native::new(),
+            blocks: Blocks::new(),
+            answers: Answers::default(),
+            event: None,
+            exit: None,
+            shutdown: false,
+            requests: Requests::default(),
+            faulted: false,
+            resume_loaded: false,
+            pauses: 0,
+            retired: 0,
+        };
+        vp.mode_changed();
+        vp
+    }
+
+    /// The handle for other threads to interrupt [`Vp::run`].
+    pub fn requests(&self) -> Requests {
+        self.requests.clone()
+    }
+
+    /// The architectural state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Changes the architectural state from outside, then brings everything
+    /// derived from it up to date.
+    pub fn update_state(&mut self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state);
+        self.state.gpr[reg::ZERO] = 0;
+        self.mmu.flush_all();
+        self.mode_changed();
+    }
+
+    /// Guest instructions retired so far.
+    pub fn retired(&self) -> u64 {
+        self.retired
+    }
+
+    /// INIT, or power-on.
+    pub fn reset(&mut self, power_on: bool) {
+        let old = std::mem::replace(&mut self.state, State::power_on());
+        if !power_on {
+            self.state.msr = old.msr;
+            self.state.fpu = old.fpu;
+            self.state.xcr0 = old.xcr0;
+            self.state.tsc_offset = old.tsc_offset;
+            self.state.cr0 |= old.cr0 & (cr::CR0_CD | cr::CR0_NW);
+        }
+        self.state.gpr[reg::RDX] = u64::from(self.config.features.signature());
+        self.event = None;
+        self.exit = None;
+        self.shutdown = false;
+        self.answers = Answers::default();
+        self.attention = 0;
+        self.nmi_blocked = false;
+        self.debug_pending = 0;
+        self.mmu.flush_all();
+        self.mode_changed();
+    }
+
+    /// Start-up IPI.
+    pub fn startup(&mut self, vector: u8) {
+        let cs = &mut self.state.seg[seg::CS];
+        cs.selector = u16::from(vector) << 8;
+        cs.base = u64::from(vector) << 12;
+        self.state.rip = 0;
+        self.mode_changed();
+    }
+
+    /// Drops cached translations.
+    pub fn flush_tlb(&mut self) {
+        self.mmu.flush_all();
+    }
+
+    /// Drops the cached translation of one page.
+    pub fn flush_page(&mut self, linear: u64) {
+        self.mmu.flush_page(linear);
+    }
+
+    /// The guest-physical map was changed.
+    pub fn gpa_space_changed(&mut self) {
+        self.mmu.space_changed();
+        self.blocks.clear();
+    }
+
+    /// Makes [`Vp::run`] return [`Exit::InterruptWindow`] when an interrupt
+    /// can be delivered.
+    pub fn request_interrupt_window(&mut self, requested: bool) {
+        self.set_attention(attention::WINDOW, requested);
+    }
+
+    /// The same for NMIs.
+    pub fn request_nmi_window(&mut self, requested: bool) {
+        self.set_attention(attention::NMI_WINDOW, requested);
+    }
+
+    /// An external interrupt could be delivered now.
+    pub fn can_interrupt(&self) -> bool {
+        self.state.system_flags & rflags::IF != 0
+            && self.attention & attention::SHADOW == 0
+            && self.event.is_none()
+            && self.exit.is_none()
+            && !self.shutdown
+    }
+
+    /// An NMI could be delivered now.
+    pub fn can_nmi(&self) -> bool {
+        !self.nmi_blocked
+            && self.attention & attention::SHADOW == 0
+            && self.event.is_none()
+            && self.exit.is_none()
+            && !self.shutdown
+    }
+
+    /// Delivers an event before the next instruction.
+    pub fn inject(&mut self, event: Event) {
+        self.event = Some(event);
+        self.attention |= attention::EVENT;
+    }
+
+    #[inline]
+    pub(crate) fn set_attention(&mut self, bit: u32, on: bool) {
+        if on {
+            self.attention |= bit;
+        } else {
+            self.attention &= !bit;
+        }
+    }
+
+    /// Brings everything derived from CR0, CR4, EFER, CS, SS, CPL, RFLAGS and
+    /// the debug registers up to date. Handlers that change one of these call
+    /// it and end the block.
+    pub(crate) fn mode_changed(&mut self) {
+        self.stack_mask = if self.state.code64() {
+            u64::MAX
+        } else if self.state.seg[seg::SS].big() && !self.state.v86() {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
+        self.mode_key = self.decode_mode();
+        let flags = self.state.system_flags;
+        self.set_attention(attention::SINGLE_STEP, flags & rflags::TF != 0);
+        self.set_attention(attention::RESUME, flags & rflags::RF != 0);
+        self.set_attention(attention::BREAKPOINTS, self.code_breakpoints());
+        self.data_rights_changed();
+    }
+
+    // ---- what handlers use -------------------------------------------------
+
+    /// Ends the instruction with an exception.
+    #[cold]
+    pub(crate) fn raise(&mut self, fault: Fault) -> Stop {
+        self.stop = StopReason::Fault(fault);
+        Stop
+    }
+
+    /// #GP with an error code.
+    #[cold]
+    pub(crate) fn gp(&mut self, error: u32) -> Stop {
+        self.raise(Fault::new(vector::GP, error))
+    }
+
+    /// #UD.
+    #[cold]
+    pub(crate) fn ud(&mut self) -> Stop {
+        self.raise(Fault::new(vector::UD, 0))
+    }
+
+    /// Ends the block after this instruction.
+    #[inline]
+    pub(crate) fn end_block(&mut self) -> Step {
+        self.stop = StopReason::EndBlock;
+        Err(Stop)
+    }
+
+    /// Asks the outside: the answer, once it is there. The first time the
+    /// instruction stops here, and is executed again when the answer has come.
+    pub(crate) fn answer(&mut self, exit: Exit) -> Result<u64, Stop> {
+        match self.answer_raw(exit)? {
+            Completion::Value(value) => Ok(value),
+            _ => Ok(0),
+        }
+    }
+
+    /// The same for answers that are not one value.
+    pub(crate) fn answer_raw(&mut self, exit: Exit) -> Result<Completion, Stop> {
+        if let Some(&answer) = self.answers.given.get(self.answers.used) {
+            self.answers.used += 1;
+            if let Completion::Fault { vector, error } = answer {
+                return Err(self.raise(Fault::new(vector, error)));
+            }
+            return Ok(answer);
+        }
+        self.stop = StopReason::Exit(exit);
+        Err(Stop)
+    }
+
+    /// A repeated string instruction has finished an iteration for good: its
+    /// answers are used up.
+    pub(crate) fn answers_done(&mut self) {
+        self.answers.given.clear();
+        self.answers.used = 0;
+    }
+
+    /// The instruction pointer behind `op`.
+    #[inline]
+    pub(crate) fn next_rip(&self, end: u64) -> u64 {
+        self.state.gpr[reg::BLOCK_RIP].wrapping_add(end)
+    }
+
+    /// A kick is outstanding: long instructions look now and then.
+    #[inline]
+    pub(crate) fn interrupted(&self) -> bool {
+        self.requests.pending()
+    }
+
+    // ---- running -----------------------------------------------------------
+
+    /// Executes guest instructions until something outside is needed.
+    pub fn run(&mut self) -> Exit {
+        if let Some(exit) = self.exit {
+            // Not completed yet (or found while completing).
+            return exit;
+        }
+        loop {
+            if self.shutdown {
+                return Exit::TripleFault;
+            }
+            if self.requests.pending() && self.requests.take() {
+                return Exit::Kicked;
+            }
+            if self.attention != 0 {
+                if let Some(exit) = self.attend() {
+                    return exit;
+                }
+                continue;
+            }
+            let Some(block) = self.next_block() else {
+                if let Some(exit) = self.stopped(0) {
+                    return exit;
+                }
+                continue;
+            };
+            if let Some(exit) = self.run_block(&block, usize::MAX) {
+                return exit;
+            }
+        }
+    }
+
+    /// Executes exactly one instruction (or delivers one event). `None`: go on.
+    pub fn step(&mut self) -> Option<Exit> {
+        if let Some(exit) = self.exit {
+            return Some(exit);
+        }
+        if self.shutdown {
+            return Some(Exit::TripleFault);
+        }
+        if self.attention != 0 {
+            return self.attend();
+        }
+        self.step_instruction()
+    }
+
+    fn step_instruction(&mut self) -> Option<Exit> {
+        match self.next_block() {
+            Some(block) => self.run_block(&block, 1),
+            None => self.stopped(0),
+        }
+    }
+
+    /// Answers the exit that `run` returned, and retires its instruction.
+    pub fn complete(&mut self, completion: Completion) {
+        let Some(exit) = self.exit.take() else { return };
+        match exit {
+            Exit::Halt | Exit::InterruptWindow | Exit::Kicked => return,
+            Exit::TripleFault => {
+                self.exit = Some(exit);
+                return;
+            }
+            _ => {}
+        }
+        if completion == Completion::Retry {
+            self.answers_done();
+            return;
+        }
+        self.answers.given.push(completion);
+        self.answers.used = 0;
+        self.exit = self.step_boundary_free();
+        if self.exit.is_none() {
+            self.answers_done();
+        }
+    }
+
+    /// Executes the instruction that has just been answered: without looking
+    /// at events and breakpoints again, but with its shadow and trap.
+    fn step_boundary_free(&mut self) -> Option<Exit> {
+        let before = self.attention;
+        let exit = self.step_instruction();
+        if exit.is_none() {
+            self.after_step(before);
+        }
+        match exit {
+            Some(Exit::Halt | Exit::Kicked | Exit::InterruptWindow) => None,
+            other => other,
+        }
+    }
+
+    /// What a boundary with `attention` set needs.
+    #[cold]
+    fn attend(&mut self) -> Option<Exit> {
+        let before = self.attention;
+        if before & attention::DEBUG != 0 {
+            self.attention &= !attention::DEBUG;
+            let dr6 = std::mem::take(&mut self.debug_pending);
+            if dr6 != 0 {
+                let fault = Fault { dr6, trap: true, ..Fault::new(vector::DB, 0) };
+                return self.deliver_fault(fault);
+            }
+        }
+        if before & attention::EVENT != 0 {
+            self.attention &= !(attention::EVENT | attention::SHADOW);
+            if let Some(event) = self.event.take() {
+                return self.deliver_event(event);
+            }
+        }
+        if before & attention::NMI_WINDOW != 0 && self.can_nmi() {
+            return Some(Exit::InterruptWindow);
+        }
+        if before & attention::WINDOW != 0 && self.can_interrupt() {
+            return Some(Exit::InterruptWindow);
+        }
+        if before & (attention::BREAKPOINTS | attention::RESUME) == attention::BREAKPOINTS {
+            if let Some(dr6) = self.code_breakpoint_hit() {
+                let fault = Fault { dr6, ..Fault::new(vector::DB, 0) };
+                return self.deliver_fault(fault);
+            }
+        }
+        let stepwise = attention::SHADOW
+            | attention::SINGLE_STEP
+            | attention::BREAKPOINTS
+            | attention::RESUME;
+        if before & stepwise == 0 {
+            // Only windows that are closed: run a whole block.
+            let block = match self.next_block() {
+                Some(block) => block,
+                None => return self.stopped(0),
+            };
+            return self.run_block(&block, usize::MAX);
+        }
+        let exit = self.step_instruction();
+        let retired = !matches!(
+            exit,
+            Some(
+                Exit::Hypercall
+                    | Exit::Cpuid { .. }
+                    | Exit::ReadMsr { .. }
+                    | Exit::WriteMsr { .. }
+                    | Exit::ReadCr8
+                    | Exit::WriteCr8 { .. }
+                    | Exit::IoRead { .. }
+                    | Exit::IoWrite { .. }
+                    | Exit::MmioRead { .. }
+                    | Exit::MmioWrite { .. }
+                    | Exit::TripleFault
+            )
+        );
+        if retired {
+            self.after_step(before);
+        }
+        exit
+    }
+
+    /// Once a single instruction has retired that ran under `before`.
+    fn after_step(&mut self, before: u32) {
+        let resume_loaded = std::mem::take(&mut self.resume_loaded);
+        if before & attention::SHADOW != 0 {
+            self.attention &= !attention::SHADOW;
+        }
+        if self.faulted {
+            // The instruction did not retire: its handler runs next, without
+            // a trap of the instruction it interrupted.
+            return;
+        }
+        if before & attention::RESUME != 0 && self.state.system_flags & rflags::RF != 0 {
+            // RF holds for one instruction, unless that instruction set it.
+            if !resume_loaded {
+                self.state.system_flags &= !rflags::RF;
+                self.attention &= !attention::RESUME;
+            }
+        }
+        if before & attention::SINGLE_STEP != 0 {
+            self.debug_pending |= 1 << 14;
+            self.attention |= attention::DEBUG;
+        }
+    }
+
+    /// Runs a block's instructions, at most `limit`.
+    #[inline]
+    fn run_block(&mut self, block: &Block, limit: usize) -> Option<Exit> {
+        let start = self.state.rip;
+        self.state.gpr[reg::BLOCK_RIP] = start;
+        self.faulted = false;
+        let count = block.ops.len().min(limit);
+        let Some((last, body)) = block.ops[..count].split_last() else { return None };
+        for (i, op) in body.iter().enumerate() {
+            if (op.run)(self, op).is_err() {
+                self.retired += i as u64;
+                return self.stopped_at(op, start);
+            }
+            if self.code_written {
+                self.code_written = false;
+                self.retired += i as u64 + 1;
+                self.state.rip = self.advance(start, op.end());
+                return None;
+            }
+        }
+        // The last instruction may branch: RIP is behind it beforehand.
+        self.state.rip = self.advance(start, last.end());
+        self.retired += count as u64;
+        if (last.run)(self, last).is_err() {
+            return self.stopped_at(last, start);
+        }
+        self.code_written = false;
+        None
+    }
+
+    /// A handler stopped at `op` of the block at `start`.
+    #[cold]
+    fn stopped_at(&mut self, op: &Op, start: u64) -> Option<Exit> {
+        if op.has_memory() && usize::from(op.segment) == seg::SS {
+            let _ = self.as_stack_fault(Stop);
+        }
+        match self.stop {
+            StopReason::EndBlock | StopReason::Halted => {
+                if !op.is_last() {
+                    self.state.rip = self.advance(start, op.end());
+                }
+            }
+            // Traps (INT3, data breakpoints) have RIP behind the instruction.
+            StopReason::Fault(Fault { trap: true, .. }) => {
+                self.state.rip = self.advance(start, op.end());
+            }
+            _ => self.state.rip = self.advance(start, u64::from(op.offset)),
+        }
+        self.stopped(op.length)
+    }
+
+    /// Acts on the reason for a stop; RIP is right.
+    #[cold]
+    fn stopped(&mut self, _length: u8) -> Option<Exit> {
+        self.code_written = false;
+        match std::mem::replace(&mut self.stop, StopReason::None) {
+            StopReason::None | StopReason::EndBlock | StopReason::Yield => None,
+            StopReason::Fault(fault) => {
+                self.answers_done();
+                self.deliver_fault(fault)
+            }
+            StopReason::Exit(exit) => {
+                self.answers.used = 0;
+                self.exit = Some(exit);
+                Some(exit)
+            }
+            StopReason::Halted => Some(Exit::Halt),
+        }
+    }
+
+    fn advance(&self, start: u64, by: u64) -> u64 {
+        let rip = start.wrapping_add(by);
+        if self.state.code64() { rip } else { rip & 0xffff_ffff }
+    }
+}
+
