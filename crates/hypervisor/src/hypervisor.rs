@@ -110,6 +110,11 @@ impl Hypervisor {
         else {
             return result(HvStatus::INVALID_HYPERCALL_INPUT, 0);
         };
+        let cpu = cpu.map(|lent| LentProcessor {
+            partition: lent.partition,
+            vp: lent.vp,
+            cpu: &mut *lent.cpu,
+        });
         let mut context = Context { hypervisor: self, caller: root, vp: None, cpu };
         let progress = call.run(&mut context, control, control.rep_count(), input, output);
         match progress.status {

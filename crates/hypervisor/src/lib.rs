@@ -22,6 +22,8 @@
 //! nothing that takes a lock (see `vp::activity`).
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod apic;
 mod config;

@@ -133,9 +133,12 @@ pub(crate) struct QuickstartArguments {
 
 fn parse_processors(text: &str) -> Result<u32, String> {
     let range = MIN_PROCESSORS..=MAX_PROCESSORS;
-    text.parse().ok().filter(|n| range.contains(n)).ok_or_else(|| {
-        format!("it is not a number of processors from {MIN_PROCESSORS} to {MAX_PROCESSORS}")
-    })
+    text.parse()
+        .ok()
+        .filter(|n| range.contains(n))
+        .ok_or_else(|| {
+            format!("it is not a number of processors from {MIN_PROCESSORS} to {MAX_PROCESSORS}")
+        })
 }
 
 fn parse_platform(text: &str) -> Result<Platform, String> {
@@ -147,13 +150,19 @@ fn parse_platform(text: &str) -> Result<Platform, String> {
 }
 
 fn parse_timeout(text: &str) -> Result<u64, String> {
-    let seconds = text.parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds| (1..=86_400).contains(seconds));
     seconds.ok_or_else(|| "it is not a number of seconds from 1 to 86400".to_owned())
 }
 
 /// Debian policy 5.6.7: lower case letters, digits, plus, minus and full stop.
 fn parse_package(text: &str) -> Result<String, String> {
-    let first = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let first = text
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
     if first && text.len() > 1 && text.bytes().all(allowed) {
         Ok(text.to_owned())
@@ -164,21 +173,25 @@ fn parse_package(text: &str) -> Result<String, String> {
 
 /// Reads the command line. Help and version are printed here; so is what is wrong, in one line.
 pub(crate) fn parse() -> Result<Command, ExitCode> {
-    Cli::try_parse().map(|cli| cli.command).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Nobody can be told that standard output is gone.
-            let _ = error.print();
-            ExitCode::from(EXIT_OK)
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprintln!("partita: no command given; try 'partita quickstart' or 'partita --help'");
-            ExitCode::from(EXIT_USAGE)
-        }
-        _ => {
-            eprintln!("partita: {}", one_line(&error.render().to_string()));
-            ExitCode::from(EXIT_USAGE)
-        }
-    })
+    Cli::try_parse()
+        .map(|cli| cli.command)
+        .map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                // Nobody can be told that standard output is gone.
+                let _ = error.print();
+                ExitCode::from(EXIT_OK)
+            }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                eprintln!(
+                    "partita: no command given; try 'partita quickstart' or 'partita --help'"
+                );
+                ExitCode::from(EXIT_USAGE)
+            }
+            _ => {
+                eprintln!("partita: {}", one_line(&error.render().to_string()));
+                ExitCode::from(EXIT_USAGE)
+            }
+        })
 }
 
 /// Clap explains over several lines; what matters comes before the usage.
@@ -198,7 +211,11 @@ fn one_line(rendered: &str) -> String {
 /// Prints one line about an error of Partita itself.
 pub(crate) fn report(error: &dyn std::fmt::Display) -> ExitCode {
     let text = error.to_string();
-    let line: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let line: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     eprintln!("partita: {}", line.join(" "));
     ExitCode::from(EXIT_ERROR)
 }

@@ -22,7 +22,8 @@ pub(crate) fn parse_memory(text: &str) -> Result<u64, String> {
 }
 
 fn parse(text: &str) -> Result<u64, String> {
-    let malformed = || "it is not a size; write a number with K, M, G or T, for example 512M".to_owned();
+    let malformed =
+        || "it is not a size; write a number with K, M, G or T, for example 512M".to_owned();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let shift = match unit.to_ascii_lowercase().as_str() {
@@ -56,9 +57,14 @@ mod tests {
 
     #[test]
     fn units_are_binary_and_mib_is_the_default() {
-        for (text, mib) in
-            [("512", 512), ("512M", 512), ("512mb", 512), ("1g", 1024), ("2GiB", 2048), ("1T", 1 << 20)]
-        {
+        for (text, mib) in [
+            ("512", 512),
+            ("512M", 512),
+            ("512mb", 512),
+            ("1g", 1024),
+            ("2GiB", 2048),
+            ("1T", 1 << 20),
+        ] {
             assert_eq!(parse_memory(text), Ok(mib << 20), "{text}");
         }
         assert_eq!(parse_memory("65536K"), Ok(64 << 20));
@@ -69,14 +75,25 @@ mod tests {
         assert!(parse_memory("1M").unwrap_err().contains("at least 16M"));
         assert!(parse_memory("0").unwrap_err().contains("at least 16M"));
         assert!(parse_memory("2T").unwrap_err().contains("at most 1T"));
-        assert!(parse_memory("99999999999999999999999T").unwrap_err().contains("at most 1T"));
-        assert!(parse_memory("20001K").unwrap_err().contains("whole number of MiB"));
+        assert!(
+            parse_memory("99999999999999999999999T")
+                .unwrap_err()
+                .contains("at most 1T")
+        );
+        assert!(
+            parse_memory("20001K")
+                .unwrap_err()
+                .contains("whole number of MiB")
+        );
     }
 
     #[test]
     fn what_is_no_size_is_refused() {
         for text in ["", "M", "-5M", "5.5G", "1 G", "512X", "0x100", "5MM"] {
-            assert!(parse_memory(text).unwrap_err().contains("not a size"), "{text}");
+            assert!(
+                parse_memory(text).unwrap_err().contains("not a size"),
+                "{text}"
+            );
         }
     }
 

@@ -150,3 +150,21 @@ pub(crate) fn fill(to: *mut u8, value: u64, count: usize, size: usize) {
         }
     }
 }
+
+/// Copies from memory that guests may write meanwhile.
+///
+/// # Safety
+///
+/// `from` must be readable for `to.len()` bytes.
+pub unsafe fn copy_from_shared(from: *const u8, to: &mut [u8]) {
+    copy_from(from, to);
+}
+
+/// Copies to memory that guests may access meanwhile.
+///
+/// # Safety
+///
+/// `to` must be writable for `from.len()` bytes.
+pub unsafe fn copy_to_shared(to: *mut u8, from: &[u8]) {
+    copy_to(to, from);
+}

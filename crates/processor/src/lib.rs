@@ -36,7 +36,7 @@ mod vp;
 
 pub use fault::{Completion, Exit};
 pub use flags::ArithFlags;
-pub use host::tsc;
+pub use host::{copy_from_shared, copy_to_shared, tsc};
 pub use space::{CodeMap, GuestSpace, HostPage};
 pub use state::{Fpu, Msrs, Segment, State, Table, cr, reg, rflags, seg};
-pub use vp::{Config, Event, Requests, Vp};
+pub use vp::{Config, Event, Requests, TranslateFailure, TranslateRequest, Vp};

@@ -128,7 +128,7 @@ impl Chipset {
         let mut value = 0;
         let mut claimed = false;
         for index in 0..size.min(4) {
-            let byte = self.read_byte(port.wrapping_add(index.into()));
+            let byte = byte_port(port, size, index.into()).and_then(|port| self.read_byte(port));
             claimed |= byte.is_some();
             value |= u32::from(byte.unwrap_or(0xFF)) << (8 * index);
         }
@@ -148,7 +148,8 @@ impl Chipset {
         let mut event = None;
         let mut claimed = false;
         for (index, byte) in (0u16..4).zip(value.to_le_bytes()).take(size.into()) {
-            if let Some(outcome) = self.write_byte(port.wrapping_add(index), byte) {
+            let port = byte_port(port, size, index);
+            if let Some(outcome) = port.and_then(|port| self.write_byte(port, byte)) {
                 claimed = true;
                 event = event.or(outcome);
             }
@@ -425,6 +426,13 @@ impl Chipset {
 /// The bits that an access of `size` bytes reaches.
 pub(crate) fn size_mask(size: u8) -> u32 {
     u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4)))
+}
+
+/// The port of byte `index` of an access. The reset register lies within the
+/// 32-bit PCI address port and answers single bytes only.
+fn byte_port(port: u16, size: u8, index: u16) -> Option<u16> {
+    let port = port.wrapping_add(index);
+    (port != power::RESET_PORT || size == 1).then_some(port)
 }
 
 fn offset_in(gpa: u64, base: u64, size: u64) -> Option<u64> {

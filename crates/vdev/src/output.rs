@@ -4,11 +4,21 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+/// How long a guest may be held up by a reader that does not read.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
 struct State {
     bytes: VecDeque<u8>,
     writer_gone: bool,
     reader_gone: bool,
+    /// Waking someone is a system call, so it is done only for who waits.
+    writer_waits: bool,
+    reader_waits: bool,
+    /// The writer's patience ran out, and nothing was read since.
+    stalled: bool,
 }
 
 struct Shared {
@@ -26,14 +36,9 @@ impl Shared {
 
 /// A pipe that holds up to `capacity` bytes (at least one).
 pub fn output_pipe(capacity: usize) -> (OutputWriter, OutputReader) {
-    let state = State {
-        bytes: VecDeque::new(),
-        writer_gone: false,
-        reader_gone: false,
-    };
     let shared = Arc::new(Shared {
         capacity: capacity.max(1),
-        state: Mutex::new(state),
+        state: Mutex::default(),
         filled: Condvar::new(),
         drained: Condvar::new(),
     });
@@ -45,10 +50,32 @@ pub fn output_pipe(capacity: usize) -> (OutputWriter, OutputReader) {
     )
 }
 
-/// The device's end. A write to a full pipe waits for the reader; once the
-/// reader is gone, writes fail with `BrokenPipe`. Flushing does nothing.
+/// The device's end. A write to a full pipe waits for the reader, up to half
+/// a second; after that writes fail with `TimedOut` at once until something
+/// is read. Once the reader is gone they fail with `BrokenPipe`. Flushing
+/// does nothing.
 pub struct OutputWriter {
     shared: Arc<Shared>,
+}
+
+impl OutputWriter {
+    /// Waits until the pipe has room or waiting is over.
+    fn wait_for_room(&self) -> MutexGuard<'_, State> {
+        let full = |state: &mut State| {
+            let full = state.bytes.len() >= self.shared.capacity;
+            state.writer_waits = full && !state.reader_gone && !state.stalled;
+            state.writer_waits
+        };
+        let state = self.shared.lock();
+        let waited = self
+            .shared
+            .drained
+            .wait_timeout_while(state, PATIENCE, full);
+        let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.writer_waits = false;
+        state.stalled |= timeout.timed_out();
+        state
+    }
 }
 
 impl Write for OutputWriter {
@@ -56,22 +83,20 @@ impl Write for OutputWriter {
         if buffer.is_empty() {
             return Ok(0);
         }
-        let mut state = self.shared.lock();
-        while state.bytes.len() >= self.shared.capacity && !state.reader_gone {
-            state = self
-                .shared
-                .drained
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        let mut state = self.wait_for_room();
         if state.reader_gone {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let count = buffer.len().min(self.shared.capacity - state.bytes.len());
-        let was_empty = state.bytes.is_empty();
+        let count = buffer
+            .len()
+            .min(self.shared.capacity.saturating_sub(state.bytes.len()));
+        if count == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         state.bytes.extend(&buffer[..count]);
+        let wake = std::mem::take(&mut state.reader_waits);
         drop(state);
-        if was_empty {
+        if wake {
             self.shared.filled.notify_one();
         }
         Ok(count)
@@ -100,6 +125,7 @@ impl OutputReader {
     pub fn read_into(&self, buffer: &mut Vec<u8>) -> bool {
         let mut state = self.shared.lock();
         while state.bytes.is_empty() && !state.writer_gone {
+            state.reader_waits = true;
             state = self
                 .shared
                 .filled
@@ -119,8 +145,12 @@ impl OutputReader {
 fn take(shared: &Shared, mut state: MutexGuard<'_, State>, buffer: &mut Vec<u8>) -> bool {
     let any = !state.bytes.is_empty();
     buffer.extend(state.bytes.drain(..));
+    state.stalled = false;
+    let wake = std::mem::take(&mut state.writer_waits);
     drop(state);
-    shared.drained.notify_all();
+    if wake {
+        shared.drained.notify_one();
+    }
     any
 }
 
@@ -170,5 +200,20 @@ mod tests {
         drop(reader);
         let error = thread.join().unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_reader_that_sleeps_holds_nobody_up_for_long() {
+        let (mut writer, reader) = output_pipe(2);
+        writer.write_all(b"ab").unwrap();
+        for _ in 0..1000 {
+            let error = writer.write(b"c").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        let mut read = vec![];
+        assert!(reader.try_read_into(&mut read));
+        assert_eq!(writer.write(b"de").unwrap(), 2);
+        assert!(reader.try_read_into(&mut read));
+        assert_eq!(read, b"abde");
     }
 }

@@ -1,1 +1,25 @@
-//! vid
+//! Partition, virtual-processor and memory services for the virtualization
+//! stack.
+//!
+//! A worker creates its child partition here. Everything about partitions
+//! goes through `winhv` as encoded hypercalls; what this crate adds is the
+//! host's side: memory, threads and time for the hypervisor, the processor
+//! that runs a guest's instructions, and intercepts as calls of a handler.
+
+mod intercept;
+mod partition;
+mod platform;
+mod registers;
+mod software;
+mod space;
+mod system_memory;
+mod timer;
+mod tsc;
+mod virtual_processor;
+
+pub use winhv::HvError;
+pub use hypervisor::{BadSpa, CrashReport, RootNotification};
+pub use intercept::InterceptHandler;
+pub use partition::{BadGpa, Partition, PartitionConfig, RamRange, VidError};
+pub use system_memory::{PAGE_SIZE, SystemMemory};
+pub use virtual_processor::{VirtualProcessor, VpStop};

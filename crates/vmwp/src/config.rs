@@ -48,14 +48,20 @@ impl Image {
             Self::Memory(_, bytes) => return Ok(Arc::clone(bytes)),
             Self::File(path) => path,
         };
-        let failed = |source| VmError::Read { flag, file: path.clone(), source };
+        let failed = |source| VmError::Read {
+            flag,
+            file: path.clone(),
+            source,
+        };
         let file = std::fs::File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if metadata.is_dir() {
             return Err(failed(std::io::ErrorKind::IsADirectory.into()));
         }
         let mut bytes = Vec::with_capacity(metadata.len().min(limit) as usize + 1);
-        file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+        file.take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         Ok(Arc::new(bytes))
     }
 }
@@ -137,10 +143,14 @@ impl VmConfig {
     /// socket cannot be made at its path.
     pub fn check(&self) -> Result<(), VmError> {
         if !(layout::MIN_MEMORY..=layout::MAX_MEMORY).contains(&self.memory_bytes) {
-            return Err(VmError::Invalid("the memory size must be between 16 MiB and 1 TiB"));
+            return Err(VmError::Invalid(
+                "the memory size must be between 16 MiB and 1 TiB",
+            ));
         }
         if !(MIN_PROCESSORS..=MAX_PROCESSORS).contains(&self.processors) {
-            return Err(VmError::Invalid("the number of processors must be between 1 and 16"));
+            return Err(VmError::Invalid(
+                "the number of processors must be between 1 and 16",
+            ));
         }
         self.control.as_deref().map_or(Ok(()), check_control_path)
     }
@@ -154,10 +164,16 @@ impl VmConfig {
         if kernel.len() as u64 > MAX_KERNEL_FILE {
             return Err(VmError::Load {
                 file: format!("--kernel {}", self.kernel.name()),
-                source: LoadError::NotAKernel { looks_like: "it has more than 2 GiB" },
+                source: LoadError::NotAKernel {
+                    looks_like: "it has more than 2 GiB",
+                },
             });
         }
-        let initrd = self.initrd.as_ref().map(|image| image.read("--initrd", self.memory_bytes)).transpose()?;
+        let initrd = self
+            .initrd
+            .as_ref()
+            .map(|image| image.read("--initrd", self.memory_bytes))
+            .transpose()?;
         Ok(BootFiles { kernel, initrd })
     }
 
@@ -194,10 +210,20 @@ impl VmConfig {
 /// serves any more is left over from a process that was killed, and may be replaced.
 fn check_control_path(path: &Path) -> Result<(), VmError> {
     use std::os::unix::fs::FileTypeExt;
-    let in_use = |reason| Err(VmError::ControlInUse { path: path.to_owned(), reason });
+    let in_use = |reason| {
+        Err(VmError::ControlInUse {
+            path: path.to_owned(),
+            reason,
+        })
+    };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(VmError::ControlPath { path: path.to_owned(), source: error }),
+        Err(error) => {
+            return Err(VmError::ControlPath {
+                path: path.to_owned(),
+                source: error,
+            });
+        }
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return in_use("something that is no socket is there");
         }
@@ -207,14 +233,19 @@ fn check_control_path(path: &Path) -> Result<(), VmError> {
             }
         }
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     match std::fs::metadata(parent.unwrap_or(Path::new("."))) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(VmError::ControlPath {
             path: path.to_owned(),
             source: std::io::ErrorKind::NotADirectory.into(),
         }),
-        Err(source) => Err(VmError::ControlPath { path: path.to_owned(), source }),
+        Err(source) => Err(VmError::ControlPath {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -295,7 +326,10 @@ pub enum VmError {
 /// An operating system error without its number, which says nothing to most people.
 fn brief(error: &std::io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+    text.split(" (os error")
+        .next()
+        .unwrap_or(&text)
+        .to_lowercase()
 }
 
 /// A request to end a run, shared between the one who asks and the VM.
@@ -320,7 +354,9 @@ struct StopState {
 
 impl fmt::Debug for StopRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StopRequest").field(&self.is_requested()).finish()
+        f.debug_tuple("StopRequest")
+            .field(&self.is_requested())
+            .finish()
     }
 }
 
@@ -377,7 +413,10 @@ impl StopRequest {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, StopState> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -413,8 +452,14 @@ mod tests {
         check_control_path(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "").unwrap();
-        assert!(matches!(check_control_path(&path), Err(VmError::ControlInUse { .. })));
+        assert!(matches!(
+            check_control_path(&path),
+            Err(VmError::ControlInUse { .. })
+        ));
         let nowhere = directory.path().join("no/such/dir");
-        assert!(matches!(check_control_path(&nowhere), Err(VmError::ControlPath { .. })));
+        assert!(matches!(
+            check_control_path(&nowhere),
+            Err(VmError::ControlPath { .. })
+        ));
     }
 }

@@ -49,7 +49,11 @@ impl Drop for RawTerminal {
 /// Puts the terminal back as it was before raw mode. May be called at any time and any number of
 /// times; needed only before ending the process by a way that drops nothing.
 pub fn restore() {
-    if let Some(saved) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+    if let Some(saved) = SAVED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .as_ref()
+    {
         // There is nobody to tell if the terminal is gone.
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, saved);
     }
@@ -82,18 +86,24 @@ fn restore_on_signals() -> io::Result<()> {
         return Ok(());
     }
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT])?;
-    thread::Builder::new().name("console-signals".into()).spawn(move || {
-        for signal in signals.forever() {
-            if signal == SIGCONT {
-                if let Some(saved) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-                    let _ = set_raw(saved);
+    thread::Builder::new()
+        .name("console-signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if signal == SIGCONT {
+                    if let Some(saved) = SAVED
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .as_ref()
+                    {
+                        let _ = set_raw(saved);
+                    }
+                    continue;
                 }
-                continue;
+                restore();
+                let _ = emulate_default_handler(signal);
             }
-            restore();
-            let _ = emulate_default_handler(signal);
-        }
-    })?;
+        })?;
     *started = true;
     Ok(())
 }
@@ -185,7 +195,10 @@ pub fn read_stdin(
             }
         }
     };
-    thread::Builder::new().name("console-input".into()).spawn(reader).map(drop)
+    thread::Builder::new()
+        .name("console-input".into())
+        .spawn(reader)
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -195,20 +208,32 @@ mod tests {
     fn feed(chunks: &[&[u8]]) -> (Vec<u8>, Vec<ConsoleCommand>) {
         let mut parser = EscapeParser::default();
         let mut guest = Vec::new();
-        let commands = chunks.iter().filter_map(|chunk| parser.feed(chunk, &mut guest)).collect();
+        let commands = chunks
+            .iter()
+            .filter_map(|chunk| parser.feed(chunk, &mut guest))
+            .collect();
         (guest, commands)
     }
 
     #[test]
     fn plain_bytes_pass() {
-        assert_eq!(feed(&[b"ls\r", b"\x03\x1b[A"]), (b"ls\r\x03\x1b[A".to_vec(), vec![]));
+        assert_eq!(
+            feed(&[b"ls\r", b"\x03\x1b[A"]),
+            (b"ls\r\x03\x1b[A".to_vec(), vec![])
+        );
     }
 
     #[test]
     fn the_escape_key_works_across_reads() {
-        assert_eq!(feed(&[b"a\x01", b"x"]), (b"a".to_vec(), vec![ConsoleCommand::End]));
+        assert_eq!(
+            feed(&[b"a\x01", b"x"]),
+            (b"a".to_vec(), vec![ConsoleCommand::End])
+        );
         assert_eq!(feed(&[b"\x01", b"\x01b"]), (b"\x01b".to_vec(), vec![]));
-        assert_eq!(feed(&[b"\x01hq"]), (b"q".to_vec(), vec![ConsoleCommand::Help]));
+        assert_eq!(
+            feed(&[b"\x01hq"]),
+            (b"q".to_vec(), vec![ConsoleCommand::Help])
+        );
     }
 
     #[test]

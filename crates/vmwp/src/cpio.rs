@@ -49,7 +49,13 @@ impl Archive {
     /// [`CpioError::BadName`]
     pub fn directory(&mut self, name: &str, permissions: u32) -> Result<(), CpioError> {
         let mode = S_IFDIR | permissions;
-        self.append(&Entry { name, mode, links: 2, data: &[], device: (0, 0) })
+        self.append(&Entry {
+            name,
+            mode,
+            links: 2,
+            data: &[],
+            device: (0, 0),
+        })
     }
 
     /// Adds a regular file.
@@ -58,7 +64,13 @@ impl Archive {
     /// [`CpioError`]
     pub fn file(&mut self, name: &str, permissions: u32, data: &[u8]) -> Result<(), CpioError> {
         let mode = S_IFREG | permissions;
-        self.append(&Entry { name, mode, links: 1, data, device: (0, 0) })
+        self.append(&Entry {
+            name,
+            mode,
+            links: 1,
+            data,
+            device: (0, 0),
+        })
     }
 
     /// Adds a symbolic link to `target`.
@@ -67,7 +79,13 @@ impl Archive {
     /// [`CpioError::BadName`]
     pub fn symlink(&mut self, name: &str, target: &str) -> Result<(), CpioError> {
         let mode = S_IFLNK | 0o777;
-        self.append(&Entry { name, mode, links: 1, data: target.as_bytes(), device: (0, 0) })
+        self.append(&Entry {
+            name,
+            mode,
+            links: 1,
+            data: target.as_bytes(),
+            device: (0, 0),
+        })
     }
 
     /// Adds a character device node.
@@ -82,14 +100,29 @@ impl Archive {
         minor: u32,
     ) -> Result<(), CpioError> {
         let mode = S_IFCHR | permissions;
-        self.append(&Entry { name, mode, links: 1, data: &[], device: (major, minor) })
+        self.append(&Entry {
+            name,
+            mode,
+            links: 1,
+            data: &[],
+            device: (major, minor),
+        })
     }
 
     /// Ends the archive and gives its bytes.
     #[must_use]
     pub fn finish(mut self) -> Vec<u8> {
         self.inode = 0;
-        self.write(&Entry { name: TRAILER, mode: 0, links: 1, data: &[], device: (0, 0) }, 0);
+        self.write(
+            &Entry {
+                name: TRAILER,
+                mode: 0,
+                links: 1,
+                data: &[],
+                device: (0, 0),
+            },
+            0,
+        );
         self.bytes
     }
 
@@ -98,8 +131,8 @@ impl Archive {
         if name.is_empty() || name.starts_with('/') || name.contains('\0') || name == TRAILER {
             return Err(CpioError::BadName(name.to_owned()));
         }
-        let size = u32::try_from(entry.data.len())
-            .map_err(|_| CpioError::TooLarge(name.to_owned()))?;
+        let size =
+            u32::try_from(entry.data.len()).map_err(|_| CpioError::TooLarge(name.to_owned()))?;
         self.inode += 1;
         self.write(entry, size);
         Ok(())
@@ -123,7 +156,8 @@ impl Archive {
         ];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.bytes.extend_from_slice(entry.name.as_bytes());
         self.bytes.push(0);
@@ -189,7 +223,12 @@ mod tests {
         let modes: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.mode)).collect();
         assert_eq!(
             modes,
-            [("dev", 0o040_755), ("dev/console", 0o020_600), ("init", 0o100_755), ("sbin", 0o120_777)]
+            [
+                ("dev", 0o040_755),
+                ("dev/console", 0o020_600),
+                ("init", 0o100_755),
+                ("sbin", 0o120_777)
+            ]
         );
         assert_eq!(entries[1].device, (5, 1));
         assert_eq!(entries[2].data, b"#!/bin/sh\n");
@@ -200,7 +239,10 @@ mod tests {
     fn names_that_would_break_the_archive_are_refused() {
         let mut archive = Archive::new();
         for name in ["", "/etc", "a\0b", TRAILER] {
-            assert_eq!(archive.file(name, 0, b""), Err(CpioError::BadName(name.to_owned())));
+            assert_eq!(
+                archive.file(name, 0, b""),
+                Err(CpioError::BadName(name.to_owned()))
+            );
         }
     }
 }

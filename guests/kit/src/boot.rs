@@ -1,6 +1,6 @@
 //! Entry of the image, and what the loader left: memory size, command line, processor count.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::cpu::{inb, outw};
 use crate::{memory, segments, serial, smp, trap};
@@ -76,7 +76,7 @@ core::arch::global_asm!(
 );
 
 static MEMORY_TOP: AtomicU64 = AtomicU64::new(0);
-static COMMAND_LINE: AtomicU64 = AtomicU64::new(0);
+static COMMAND_LINE: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
 static PROCESSORS: AtomicU32 = AtomicU32::new(1);
 
 #[unsafe(no_mangle)]
@@ -102,7 +102,7 @@ fn read_multiboot() {
     let upper = u64::from(memory::read32(info + 8));
     MEMORY_TOP.store(0x10_0000 + upper * 1024, Ordering::Relaxed);
     if flags & 4 != 0 {
-        COMMAND_LINE.store(u64::from(memory::read32(info + 16)), Ordering::Relaxed);
+        keep_command_line(u64::from(memory::read32(info + 16)));
     }
     let mut count = fw_cfg_processors();
     if count == 0 && flags & 8 != 0 && memory::read32(info + 20) > 0 {
@@ -143,17 +143,22 @@ pub fn processors() -> usize {
     PROCESSORS.load(Ordering::Relaxed) as usize
 }
 
-/// The loader's command line, the image's name first.
+/// Copies the command line: the loader may have put it where the page allocator begins.
+fn keep_command_line(start: u64) {
+    for (offset, byte) in COMMAND_LINE.iter().enumerate() {
+        let value = memory::read8(start + offset as u64);
+        byte.store(value, Ordering::Relaxed);
+        if value == 0 {
+            break;
+        }
+    }
+}
+
+/// The loader's command line (at most 256 bytes), the image's name first.
 pub fn command_line() -> &'static str {
-    let start = COMMAND_LINE.load(Ordering::Relaxed);
-    if start == 0 {
-        return "";
-    }
-    let mut length = 0;
-    while length < 4096 && memory::read8(start + length) != 0 {
-        length += 1;
-    }
-    core::str::from_utf8(memory::bytes(start, length)).unwrap_or("")
+    let line = memory::bytes(COMMAND_LINE.as_ptr() as u64, COMMAND_LINE.len() as u64);
+    let length = line.iter().position(|byte| *byte == 0).unwrap_or(line.len());
+    core::str::from_utf8(&line[..length]).unwrap_or("")
 }
 
 #[panic_handler]

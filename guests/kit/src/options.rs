@@ -21,3 +21,9 @@ pub fn selected(test: &str) -> bool {
     let mut names = words().filter(|word| !word.contains('=')).peekable();
     names.peek().is_none() || names.any(|name| name == test)
 }
+
+/// Is this an emulator that leaves out checks (`lenient=1`), on which some tests would only
+/// destroy the guest? QEMU's TCG is one.
+pub fn lenient() -> bool {
+    number("lenient", 0) != 0
+}

@@ -105,9 +105,8 @@ pub fn load(index: usize) {
     own.index = index;
     own.gdt[..FLAT.len()].copy_from_slice(&FLAT);
     let tss = own.tss.as_ptr() as u64;
-    for (slot, offset) in [4u64, 36, 44, 52, 60, 68].into_iter().enumerate() {
-        // Slot 0 is the stack for privilege level 0, the others are IST 1 to 5.
-        let _ = slot;
+    // The stack for privilege level 0, then IST 1 to 5.
+    for offset in [4u64, 36, 44, 52, 60, 68] {
         memory::write64(tss + offset, memory::pages(STACK_PAGES) + STACK_PAGES * 0x1000);
     }
     // No port is open to user mode: the map lies beyond the limit.
@@ -116,7 +115,7 @@ pub fn load(index: usize) {
     own.gdt[9] = low;
     own.gdt[10] = high;
     load_gdt(own.gdt.as_ptr() as u64, SLOTS);
-    insn!("ltr {:x}", in(reg) selector::TASK);
+    insn!("ltr {:x}", "lldt {:x}", in(reg) selector::TASK, in(reg) 0);
     cpu::wrmsr(cpu::msr::GS_BASE, &raw mut *own as u64);
 }
 

@@ -124,11 +124,12 @@ impl Vp {
                 }
                 Err(_) => self.take_fault(),
             };
+            if let Some(second) = second.filter(|second| second.vector == vector::PF) {
+                // Also when a double fault comes of it.
+                self.state.cr2 = second.address;
+            }
             let next = second.and_then(|second| combine(current.vector, second));
             let Some(next) = next else { return self.shut_down() };
-            if next.vector == vector::PF {
-                self.state.cr2 = next.address;
-            }
             if next.vector == vector::DB {
                 self.enter_debug(next.dr6);
             }

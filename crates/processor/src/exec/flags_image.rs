@@ -75,10 +75,6 @@ fn popped_flags(state: &State, size: u8) -> u64 {
     // Real mode has CPL 0; virtual-8086 mode has CPL 3.
     if state.cpl == 0 {
         writable |= rflags::IOPL;
-        if size > 2 {
-            // VIF and VIP are cleared.
-            writable |= rflags::VIF | rflags::VIP;
-        }
     }
     writable
 }

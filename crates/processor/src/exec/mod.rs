@@ -6,14 +6,33 @@
 pub(crate) mod alu;
 pub(crate) mod bits;
 pub(crate) mod control;
+pub(crate) mod control_registers;
 pub(crate) mod data;
+pub(crate) mod debug;
 pub(crate) mod decimal;
+pub(crate) mod descriptor;
+pub(crate) mod event;
+pub(crate) mod event_frame;
+pub(crate) mod event_gate;
+pub(crate) mod far;
+pub(crate) mod far_gate;
+pub(crate) mod flags_image;
+pub(crate) mod iret;
 pub(crate) mod locked;
+pub(crate) mod msr;
+pub(crate) mod msr_memory_types;
 pub(crate) mod multiply;
 pub(crate) mod operand;
+pub(crate) mod port;
+pub(crate) mod segment;
 pub(crate) mod shift;
 pub(crate) mod stack;
 pub(crate) mod string;
+pub(crate) mod syscall;
+pub(crate) mod system;
+pub(crate) mod system_select;
+pub(crate) mod system_tables;
+pub(crate) mod task;
 
 use crate::Vp;
 use crate::decode::{Mode, Selected};
@@ -34,6 +53,7 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op, mode: Mode) -> Opti
         .or_else(|| string::select(instruction, op))
         .or_else(|| locked::select(instruction, op))
         .or_else(|| decimal::select(instruction, op))
+        .or_else(|| system_select::select(instruction, op, mode))
 }
 
 /// #UD.

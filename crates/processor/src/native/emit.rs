@@ -125,6 +125,11 @@ impl Form {
         )
     }
 
+    /// The form reads or writes the status flags.
+    pub(crate) fn uses_flags(&self) -> bool {
+        self.reads_flags() || self.writes_flags()
+    }
+
     fn reads_flags(&self) -> bool {
         use Mnemonic as M;
         matches!(
@@ -341,7 +346,8 @@ mod tests {
     fn all_forms_fit() {
         let mut forms = 0;
         for code in Code::values() {
-            let mut instruction = Instruction::with(code);
+            let mut instruction = Instruction::default();
+    instruction.set_code(code);
             let kinds = code.op_code();
             if kinds.is_instruction() && code.encoding() == EncodingKind::Legacy {
                 for index in 0..kinds.op_count() {

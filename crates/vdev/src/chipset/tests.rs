@@ -116,6 +116,46 @@ fn power_and_reset() {
 }
 
 #[test]
+fn pci_addresses_do_not_reset() {
+    let Fixture { chipset, .. } = fixture(false);
+    assert_eq!(chipset.io_write(0xCF8, 4, 0x8000_FFFC), None);
+    assert_eq!(chipset.io_write(0xCF9, 2, 0x0606), None);
+    assert_eq!(chipset.io_read(0xCF8, 4), u32::MAX);
+    assert_eq!(chipset.unclaimed(), (1, 2));
+}
+
+#[test]
+fn processors_share_the_chipset() {
+    let Fixture {
+        chipset,
+        sink,
+        output,
+        ..
+    } = fixture(true);
+    route(&chipset, 4, 0x34);
+    assert_eq!(chipset.io_write(0x3F9, 1, 3), None);
+    std::thread::scope(|scope| {
+        for letter in [b'a', b'b', b'c'] {
+            let chipset = &chipset;
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    assert_eq!(chipset.io_write(0x3F8, 1, letter.into()), None);
+                    chipset.io_read(0x3FA, 1);
+                    chipset.expire();
+                }
+            });
+        }
+        scope.spawn(|| assert_eq!(chipset.serial_input(0, &[b'x'; 500]), 500));
+    });
+    let mut read = vec![];
+    output.try_read_into(&mut read);
+    for letter in [b'a', b'b', b'c'] {
+        assert_eq!(read.iter().filter(|byte| **byte == letter).count(), 100);
+    }
+    assert!(!sink.take().is_empty());
+}
+
+#[test]
 fn clock_chip_reads_fast_and_right() {
     let Fixture {
         chipset,

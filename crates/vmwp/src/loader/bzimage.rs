@@ -52,12 +52,19 @@ pub(super) fn parse(image: &[u8]) -> Result<BzImage<'_>, LoadError> {
     }
     let header_end = JUMP_OFFSET + 1 + usize::from(byte_at(image, JUMP_OFFSET)?);
     if !(PAYLOAD_LENGTH + 4..=HEADER_MAX_END).contains(&header_end) {
-        return Err(LoadError::Malformed("its setup header has an impossible length"));
+        return Err(LoadError::Malformed(
+            "its setup header has an impossible length",
+        ));
     }
     if byte_at(image, LOADFLAGS)? & LOADED_HIGH == 0 {
         return Err(LoadError::Unsupported("is a zImage kernel; give a bzImage"));
     }
-    let header = slice(image, HEADER_START as u64, (header_end - HEADER_START) as u64, "header")?;
+    let header = slice(
+        image,
+        HEADER_START as u64,
+        (header_end - HEADER_START) as u64,
+        "header",
+    )?;
     // Zero means four sectors, for kernels from before the field existed.
     let setup_sectors = match byte_at(image, HEADER_START)? {
         0 => 4,

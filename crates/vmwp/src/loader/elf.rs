@@ -46,7 +46,9 @@ pub(super) fn parse(image: &[u8]) -> Result<ElfKernel, LoadError> {
     match image.get(CLASS) {
         Some(1) => parse_class::<elf::FileHeader32<LittleEndian>>(image, false),
         Some(2) => parse_class::<elf::FileHeader64<LittleEndian>>(image, true),
-        _ => Err(LoadError::Malformed("its ELF class is neither 32 nor 64 bit")),
+        _ => Err(LoadError::Malformed(
+            "its ELF class is neither 32 nor 64 bit",
+        )),
     }
 }
 
@@ -93,7 +95,12 @@ where
             "is an ELF file with nothing to load; give a linked kernel, not an object file",
         ));
     }
-    Ok(ElfKernel { is_64_bit, entry, pvh_entry, segments })
+    Ok(ElfKernel {
+        is_64_bit,
+        entry,
+        pvh_entry,
+        segments,
+    })
 }
 
 fn program_headers<'a, Elf>(
@@ -106,7 +113,9 @@ where
     let endian = LittleEndian;
     let count = usize::from(header.e_phnum(endian));
     if count > TOO_MANY {
-        return Err(LoadError::Malformed("its ELF header names too many program headers"));
+        return Err(LoadError::Malformed(
+            "its ELF header names too many program headers",
+        ));
     }
     let size = (count * size_of::<Elf::ProgramHeader>()) as u64;
     let start: u64 = header.e_phoff(endian).into();
@@ -114,7 +123,11 @@ where
         let needed = start.saturating_add(size);
         let have = image.len() as u64;
         if needed > have {
-            LoadError::Truncated { what: "the program header table", needed, have }
+            LoadError::Truncated {
+                what: "the program header table",
+                needed,
+                have,
+            }
         } else {
             LoadError::Malformed("its program header table has entries of a wrong size")
         }
@@ -139,24 +152,35 @@ where
     let file_size: u64 = program.p_filesz(endian).into();
     let memory_size: u64 = program.p_memsz(endian).into();
     if memory_size < file_size {
-        return Err(LoadError::Malformed("a segment is larger in the file than in memory"));
+        return Err(LoadError::Malformed(
+            "a segment is larger in the file than in memory",
+        ));
     }
     let have = image.len() as u64;
     let end = start.saturating_add(file_size);
     if file_size == 0 {
-        return Ok(LoadSegment { gpa: program.p_paddr(endian).into(), file: 0..0, memory_size });
+        return Ok(LoadSegment {
+            gpa: program.p_paddr(endian).into(),
+            file: 0..0,
+            memory_size,
+        });
     }
     if end > have {
-        return Err(LoadError::Truncated { what: "a segment", needed: end, have });
+        return Err(LoadError::Truncated {
+            what: "a segment",
+            needed: end,
+            have,
+        });
     }
     let file = start as usize..end as usize;
-    Ok(LoadSegment { gpa: program.p_paddr(endian).into(), file, memory_size })
+    Ok(LoadSegment {
+        gpa: program.p_paddr(endian).into(),
+        file,
+        memory_size,
+    })
 }
 
-fn find_pvh_note<Elf>(
-    program: &Elf::ProgramHeader,
-    image: &[u8],
-) -> Result<Option<u32>, LoadError>
+fn find_pvh_note<Elf>(program: &Elf::ProgramHeader, image: &[u8]) -> Result<Option<u32>, LoadError>
 where
     Elf: FileHeader<Endian = LittleEndian>,
 {
@@ -168,10 +192,14 @@ where
     while let Some(note) = notes.next().map_err(malformed)? {
         if note.name() == b"Xen" && note.n_type(endian).0 == PHYS32_ENTRY {
             // The value is 4 or 8 bytes long; the entry lies below 4 GiB in both cases.
-            let value = note.desc().first_chunk::<4>().copied().map(u32::from_le_bytes);
-            return value
-                .map(Some)
-                .ok_or(LoadError::Malformed("its PVH note is too short for an address"));
+            let value = note
+                .desc()
+                .first_chunk::<4>()
+                .copied()
+                .map(u32::from_le_bytes);
+            return value.map(Some).ok_or(LoadError::Malformed(
+                "its PVH note is too short for an address",
+            ));
         }
     }
     Ok(None)

@@ -1,8 +1,6 @@
 //! The state in which a boot processor starts, per boot protocol.
 
-use super::layout::{
-    BOOT_STACK_TOP_GPA, GDT_GPA, IDENTITY_MAP_GIB, PAGE_SIZE, PAGE_TABLES_GPA,
-};
+use super::layout::{BOOT_STACK_TOP_GPA, GDT_GPA, IDENTITY_MAP_GIB, PAGE_SIZE, PAGE_TABLES_GPA};
 
 /// The contract between loader and kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,8 +166,14 @@ fn flat(protocol: EntryProtocol, rip: u64, code: u16) -> EntryState {
             limit: TSS_LIMIT,
             attributes: TSS_BUSY,
         },
-        ldtr: SegmentRegister { attributes: LDT_ABSENT, ..SegmentRegister::default() },
-        gdtr: TableRegister { base: GDT_GPA, limit: (GDT_ENTRIES * 8 - 1) as u16 },
+        ldtr: SegmentRegister {
+            attributes: LDT_ABSENT,
+            ..SegmentRegister::default()
+        },
+        gdtr: TableRegister {
+            base: GDT_GPA,
+            limit: (GDT_ENTRIES * 8 - 1) as u16,
+        },
         idtr: TableRegister::default(),
     }
 }
@@ -190,7 +194,11 @@ pub(super) fn gdt(state: &EntryState) -> Vec<u8> {
 fn descriptor(segment: &SegmentRegister) -> u64 {
     let attributes = u64::from(segment.attributes);
     let granular = attributes & (1 << 15) != 0;
-    let limit = u64::from(if granular { segment.limit >> 12 } else { segment.limit });
+    let limit = u64::from(if granular {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    });
     (limit & 0xffff)
         | (segment.base & 0xff_ffff) << 16
         | (attributes & 0xff) << 40
@@ -216,7 +224,10 @@ pub(super) fn identity_page_tables() -> Vec<u8> {
             entries[((2 + gib) * ENTRIES + i) as usize] = page | PRESENT_WRITABLE | LARGE;
         }
     }
-    entries.iter().flat_map(|entry| entry.to_le_bytes()).collect()
+    entries
+        .iter()
+        .flat_map(|entry| entry.to_le_bytes())
+        .collect()
 }
 
 #[cfg(test)]
@@ -232,7 +243,10 @@ mod tests {
         assert_eq!(entry(3), 0x00cf_9300_0000_ffff);
         assert_eq!(entry(4), 0x0000_8b00_0000_0067);
         let table = gdt(&pvh(0x100_0000, 0x6000));
-        assert_eq!(u64::from_le_bytes(table[16..24].try_into().unwrap()), 0x00cf_9b00_0000_ffff);
+        assert_eq!(
+            u64::from_le_bytes(table[16..24].try_into().unwrap()),
+            0x00cf_9b00_0000_ffff
+        );
     }
 
     #[test]
@@ -255,11 +269,17 @@ mod tests {
     fn entry_states_follow_their_protocols() {
         let linux = linux64(0x100_0000, 0x7000);
         assert_eq!((linux.rip, linux.rsi), (0x100_0000, 0x7000));
-        assert_eq!((linux.cr0, linux.cr4, linux.efer), (0x8000_0011, 0x20, 0x500));
+        assert_eq!(
+            (linux.cr0, linux.cr4, linux.efer),
+            (0x8000_0011, 0x20, 0x500)
+        );
         assert_eq!(linux.cs.attributes & (1 << 13), 1 << 13);
         let multiboot = multiboot(0x40_00bc, 0x9_0000);
         assert_eq!((multiboot.rax, multiboot.rbx), (0x2bad_b002, 0x9_0000));
-        assert_eq!((multiboot.cr0, multiboot.efer, multiboot.rflags), (0x11, 0, 2));
+        assert_eq!(
+            (multiboot.cr0, multiboot.efer, multiboot.rflags),
+            (0x11, 0, 2)
+        );
         assert_eq!(pvh(1, 2).rbx, 2);
     }
 }

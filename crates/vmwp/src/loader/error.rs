@@ -16,7 +16,9 @@ pub enum LoadError {
         looks_like: &'static str,
     },
     /// The file ends before something that its headers promise.
-    #[error("is truncated: {what} ends at byte {needed}, but the file has only {have}; get it again")]
+    #[error(
+        "is truncated: {what} ends at byte {needed}, but the file has only {have}; get it again"
+    )]
     Truncated {
         /// The part that is cut off.
         what: &'static str,

@@ -81,10 +81,8 @@ impl MemoryMap {
     pub fn for_size(memory_bytes: u64) -> Self {
         let bytes = memory_bytes - memory_bytes % PAGE_SIZE;
         let low = bytes.min(MMIO_GAP_START);
-        let mut ranges = vec![0..low];
-        if bytes > low {
-            ranges.push(MMIO_GAP_END..MMIO_GAP_END.saturating_add(bytes - low));
-        }
+        let high = MMIO_GAP_END..MMIO_GAP_END.saturating_add(bytes - low);
+        let ranges = [0..low, high].into_iter().filter(|range| !range.is_empty()).collect();
         Self { ranges }
     }
 
@@ -110,7 +108,9 @@ impl MemoryMap {
     /// legacy area between 640 KiB and 1 MiB.
     #[must_use]
     pub fn is_usable(&self, gpa: u64, len: u64) -> bool {
-        let Some(end) = gpa.checked_add(len) else { return false };
+        let Some(end) = gpa.checked_add(len) else {
+            return false;
+        };
         self.usable().iter().any(|r| r.start <= gpa && end <= r.end)
     }
 
@@ -148,7 +148,11 @@ pub enum RangeKind {
 /// reserved, in ascending order.
 #[must_use]
 pub fn firmware_memory_map(map: &MemoryMap) -> Vec<(Range<u64>, RangeKind)> {
-    let mut entries: Vec<_> = map.usable().into_iter().map(|r| (r, RangeKind::Ram)).collect();
+    let mut entries: Vec<_> = map
+        .usable()
+        .into_iter()
+        .map(|r| (r, RangeKind::Ram))
+        .collect();
     entries.push((LOW_RAM_END..HIGH_RAM_START, RangeKind::Reserved));
     entries.sort_by_key(|(range, _)| range.start);
     entries

@@ -38,7 +38,10 @@ pub(super) struct LinuxLimits {
 
 impl Default for LinuxLimits {
     fn default() -> Self {
-        Self { cmdline: 2047, initrd_addr_max: 0x7fff_ffff }
+        Self {
+            cmdline: 2047,
+            initrd_addr_max: 0x7fff_ffff,
+        }
     }
 }
 
@@ -52,13 +55,19 @@ pub(super) fn finish<'a>(
     initrd: Option<&'a [u8]>,
 ) -> Result<LoadPlan<'a>, LoadError> {
     if !plan.is_loaded(rip) {
-        return Err(LoadError::Malformed("its entry point lies outside what it loads"));
+        return Err(LoadError::Malformed(
+            "its entry point lies outside what it loads",
+        ));
     }
     let initrd = place_initrd(&mut plan, initrd, limits.initrd_addr_max)?;
     place_cmdline(&mut plan, cmdline, limits.cmdline)?;
     let params = boot_params(&plan, header, initrd);
     plan.place_built(BOOT_PARAMS_GPA, params, "the boot parameters")?;
-    plan.place_built(PAGE_TABLES_GPA, entry::identity_page_tables(), "the boot page tables")?;
+    plan.place_built(
+        PAGE_TABLES_GPA,
+        entry::identity_page_tables(),
+        "the boot page tables",
+    )?;
     let state = entry::linux64(rip, BOOT_PARAMS_GPA);
     plan.place_built(GDT_GPA, entry::gdt(&state), "the boot descriptor table")?;
     Ok(plan.finish(state))
@@ -78,29 +87,50 @@ pub(super) fn place_initrd<'a>(
     initrd: Option<&'a [u8]>,
     addr_max: u64,
 ) -> Result<Placed, LoadError> {
-    let Some(bytes) = initrd else { return Ok(Placed::default()) };
+    let Some(bytes) = initrd else {
+        return Ok(Placed::default());
+    };
     if bytes.is_empty() {
         return Err(LoadError::InitrdEmpty);
     }
     let size = bytes.len() as u64;
-    let floor = plan.low_end().max(HIGH_RAM_START).next_multiple_of(PAGE_SIZE);
+    let floor = plan
+        .low_end()
+        .max(HIGH_RAM_START)
+        .next_multiple_of(PAGE_SIZE);
     let limit = addr_max.saturating_add(1);
     let ceiling = plan.memory().low_ram_end().min(limit);
     let free = ceiling.saturating_sub(floor);
     let gpa = ceiling.checked_sub(size).map(|gpa| gpa & !(PAGE_SIZE - 1));
     let placed = gpa.filter(|&gpa| gpa >= floor).and_then(|gpa| {
-        Some(Placed { gpa: u32::try_from(gpa).ok()?, size: u32::try_from(size).ok()? })
+        Some(Placed {
+            gpa: u32::try_from(gpa).ok()?,
+            size: u32::try_from(size).ok()?,
+        })
     });
     let Some(placed) = placed else {
         let needed = floor.saturating_add(size.next_multiple_of(PAGE_SIZE));
         let most = limit.min(super::layout::MMIO_GAP_START);
         return Err(if needed > most {
-            LoadError::InitrdOverLimit { size, limit: most.saturating_sub(floor) }
+            LoadError::InitrdOverLimit {
+                size,
+                limit: most.saturating_sub(floor),
+            }
         } else {
-            LoadError::InitrdTooLarge { size, free, memory: plan.memory().total(), needed }
+            LoadError::InitrdTooLarge {
+                size,
+                free,
+                memory: plan.memory().total(),
+                needed,
+            }
         });
     };
-    plan.place(u64::from(placed.gpa), SegmentData::Input(bytes), size, "the initial RAM disk")?;
+    plan.place(
+        u64::from(placed.gpa),
+        SegmentData::Input(bytes),
+        size,
+        "the initial RAM disk",
+    )?;
     Ok(placed)
 }
 
@@ -119,7 +149,10 @@ pub(super) fn place_cmdline(
 /// Checks length and content of a command line.
 pub(super) fn check_cmdline(cmdline: &str, limit: usize) -> Result<(), LoadError> {
     if cmdline.len() > limit {
-        return Err(LoadError::CmdlineTooLong { length: cmdline.len(), limit });
+        return Err(LoadError::CmdlineTooLong {
+            length: cmdline.len(),
+            limit,
+        });
     }
     if cmdline.contains('\0') {
         return Err(LoadError::CmdlineZeroByte);

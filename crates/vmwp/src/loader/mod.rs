@@ -67,7 +67,11 @@ pub fn load<'a>(config: &BootConfig<'a>) -> Result<LoadPlan<'a>, LoadError> {
         return load_bzimage(plan, config);
     }
     let header = multiboot::find_header(image);
-    let elf = if is_elf(image) { Some(elf::parse(image)?) } else { None };
+    let elf = if is_elf(image) {
+        Some(elf::parse(image)?)
+    } else {
+        None
+    };
     match (elf, header) {
         (Some(elf), header) if elf.pvh_entry.is_some() || (elf.is_64_bit && header.is_none()) => {
             load_elf(plan, config, &elf)
@@ -77,7 +81,9 @@ pub fn load<'a>(config: &BootConfig<'a>) -> Result<LoadPlan<'a>, LoadError> {
             "is a 32-bit ELF file with neither a PVH note nor a multiboot header; give a kernel \
              with one of them",
         )),
-        (None, None) => Err(LoadError::NotAKernel { looks_like: looks_like(image) }),
+        (None, None) => Err(LoadError::NotAKernel {
+            looks_like: looks_like(image),
+        }),
     }
 }
 
@@ -96,7 +102,9 @@ fn load_bzimage<'a>(
     }
     let elf = elf::parse(&kernel)?;
     if !elf.is_64_bit {
-        return Err(LoadError::Unsupported("is a 32-bit Linux kernel; give an x86-64 one"));
+        return Err(LoadError::Unsupported(
+            "is a 32-bit Linux kernel; give an x86-64 one",
+        ));
     }
     for segment in &elf.segments {
         let data = SegmentData::Unpacked(Arc::clone(&kernel), segment.file.clone());
@@ -107,7 +115,14 @@ fn load_bzimage<'a>(
         initrd_addr_max: image.initrd_addr_max,
     };
     let cmdline = config.cmdline.unwrap_or(DEFAULT_LINUX_CMDLINE);
-    linux::finish(plan, elf.entry, image.header, &limits, cmdline, config.initrd)
+    linux::finish(
+        plan,
+        elf.entry,
+        image.header,
+        &limits,
+        cmdline,
+        config.initrd,
+    )
 }
 
 fn load_elf<'a>(
@@ -141,7 +156,11 @@ fn load_multiboot<'a>(
     let environment = config
         .test_device
         .then(|| multiboot::environment(config.processors, config.memory_bytes, true));
-    let handover = multiboot::Handover { cmdline, module: config.initrd, environment };
+    let handover = multiboot::Handover {
+        cmdline,
+        module: config.initrd,
+        environment,
+    };
     multiboot::finish(plan, eip, &handover)
 }
 
@@ -152,7 +171,12 @@ fn place_from_file<'a>(
 ) -> Result<(), LoadError> {
     for segment in segments {
         let bytes = image.get(segment.file.clone()).unwrap_or_default();
-        plan.place(segment.gpa, SegmentData::Input(bytes), segment.memory_size, "the kernel")?;
+        plan.place(
+            segment.gpa,
+            SegmentData::Input(bytes),
+            segment.memory_size,
+            "the kernel",
+        )?;
     }
     Ok(())
 }

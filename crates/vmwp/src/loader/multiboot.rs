@@ -63,7 +63,11 @@ pub(super) fn find_header(image: &[u8]) -> Option<Header> {
                 *field = word(offset + 12 + 4 * i)?;
             }
         }
-        Some(Header { offset, flags, address_fields })
+        Some(Header {
+            offset,
+            flags,
+            address_fields,
+        })
     })
 }
 
@@ -103,7 +107,10 @@ fn kludge_segments(image: &[u8], header: Header) -> Result<(Vec<LoadSegment>, u3
     let [header_address, load, load_end, bss_end, entry] = header.address_fields;
     let malformed = LoadError::Malformed("the addresses in its multiboot header contradict");
     let into_image = header_address.checked_sub(load).ok_or(malformed.clone())? as usize;
-    let start = header.offset.checked_sub(into_image).ok_or(malformed.clone())?;
+    let start = header
+        .offset
+        .checked_sub(into_image)
+        .ok_or(malformed.clone())?;
     let have = image.len() as u64;
     let length = match load_end {
         0 => image.len() - start,
@@ -111,7 +118,11 @@ fn kludge_segments(image: &[u8], header: Header) -> Result<(Vec<LoadSegment>, u3
     };
     let end = start.checked_add(length).ok_or(malformed.clone())?;
     if end > image.len() {
-        return Err(LoadError::Truncated { what: "the loaded part", needed: end as u64, have });
+        return Err(LoadError::Truncated {
+            what: "the loaded part",
+            needed: end as u64,
+            have,
+        });
     }
     let memory_size = match bss_end {
         0 => length as u64,
@@ -120,7 +131,11 @@ fn kludge_segments(image: &[u8], header: Header) -> Result<(Vec<LoadSegment>, u3
     if memory_size < length as u64 {
         return Err(malformed);
     }
-    let segment = LoadSegment { gpa: u64::from(load), file: start..end, memory_size };
+    let segment = LoadSegment {
+        gpa: u64::from(load),
+        file: start..end,
+        memory_size,
+    };
     Ok((vec![segment], entry))
 }
 
@@ -141,7 +156,9 @@ pub(super) fn finish<'a>(
     handover: &Handover<'a>,
 ) -> Result<LoadPlan<'a>, LoadError> {
     if !plan.is_loaded(u64::from(eip)) {
-        return Err(LoadError::Malformed("its entry point lies outside what it loads"));
+        return Err(LoadError::Malformed(
+            "its entry point lies outside what it loads",
+        ));
     }
     check_cmdline(&handover.cmdline, CMDLINE_LIMIT)?;
     let module = place_module(&mut plan, handover)?;
@@ -161,12 +178,20 @@ fn place_module<'a>(
     if handover.module.is_some() {
         return place_initrd(plan, handover.module, u64::from(u32::MAX)).map(Some);
     }
-    let Some(text) = &handover.environment else { return Ok(None) };
+    let Some(text) = &handover.environment else {
+        return Ok(None);
+    };
     if text.len() > ENVIRONMENT_LIMIT {
-        return Err(LoadError::CmdlineTooLong { length: text.len(), limit: ENVIRONMENT_LIMIT });
+        return Err(LoadError::CmdlineTooLong {
+            length: text.len(),
+            limit: ENVIRONMENT_LIMIT,
+        });
     }
     let gpa = MULTIBOOT_INFO_GPA as u32 + ENVIRONMENT_OFFSET;
-    Ok(Some(Placed { gpa, size: text.len() as u32 }))
+    Ok(Some(Placed {
+        gpa,
+        size: text.len() as u32,
+    }))
 }
 
 fn info_block(plan: &PlanBuilder<'_>, handover: &Handover<'_>, module: Option<Placed>) -> Vec<u8> {

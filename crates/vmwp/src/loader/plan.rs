@@ -66,7 +66,12 @@ pub(super) struct PlanBuilder<'a> {
 
 impl<'a> PlanBuilder<'a> {
     pub(super) fn new(memory: &MemoryMap) -> Self {
-        Self { memory: memory.clone(), taken: Vec::new(), segments: Vec::new(), zero: Vec::new() }
+        Self {
+            memory: memory.clone(),
+            taken: Vec::new(),
+            segments: Vec::new(),
+            zero: Vec::new(),
+        }
     }
 
     pub(super) fn memory(&self) -> &MemoryMap {
@@ -84,7 +89,9 @@ impl<'a> PlanBuilder<'a> {
         let segment = Segment { gpa, what, data };
         let file_size = segment.bytes().len() as u64;
         if memory_size < file_size {
-            return Err(LoadError::Malformed("a segment is larger in the file than in memory"));
+            return Err(LoadError::Malformed(
+                "a segment is larger in the file than in memory",
+            ));
         }
         if memory_size == 0 {
             return Ok(());
@@ -93,9 +100,16 @@ impl<'a> PlanBuilder<'a> {
             "a segment reaches beyond the end of the address space",
         ))?;
         self.check_ram(gpa, end)?;
-        let overlap = self.taken.iter().find(|(r, _)| r.start < end && gpa < r.end);
+        let overlap = self
+            .taken
+            .iter()
+            .find(|(r, _)| r.start < end && gpa < r.end);
         if let Some(&(_, first)) = overlap {
-            return Err(LoadError::Overlap { first, second: what, gpa });
+            return Err(LoadError::Overlap {
+                first,
+                second: what,
+                gpa,
+            });
         }
         self.taken.push((gpa..end, what));
         if file_size > 0 {
@@ -124,24 +138,38 @@ impl<'a> PlanBuilder<'a> {
         }
         // With the largest memory there is, would it be RAM below the MMIO gap?
         if MemoryMap::for_size(MMIO_GAP_START).is_usable(start, end - start) {
-            return Err(LoadError::KernelTooLarge { start, end, memory: self.memory.total() });
+            return Err(LoadError::KernelTooLarge {
+                start,
+                end,
+                memory: self.memory.total(),
+            });
         }
         Err(LoadError::ImpossibleAddress { start, end })
     }
 
     /// Whether `gpa` lies in something that was placed.
     pub(super) fn is_loaded(&self, gpa: u64) -> bool {
-        self.segments.iter().any(|s| gpa >= s.gpa && gpa - s.gpa < s.bytes().len() as u64)
+        self.segments
+            .iter()
+            .any(|s| gpa >= s.gpa && gpa - s.gpa < s.bytes().len() as u64)
     }
 
     /// End of the highest thing placed so far below the MMIO gap.
     pub(super) fn low_end(&self) -> u64 {
-        let below = self.taken.iter().map(|(range, _)| range.end).filter(|&e| e <= MMIO_GAP_START);
+        let below = self
+            .taken
+            .iter()
+            .map(|(range, _)| range.end)
+            .filter(|&e| e <= MMIO_GAP_START);
         below.max().unwrap_or(0)
     }
 
     pub(super) fn finish(self, entry: EntryState) -> LoadPlan<'a> {
-        LoadPlan { segments: self.segments, zero: self.zero, entry }
+        LoadPlan {
+            segments: self.segments,
+            zero: self.zero,
+            entry,
+        }
     }
 }
 
@@ -161,25 +189,39 @@ mod tests {
         let error = plan.place_built(MIB + 99, vec![1], "second").unwrap_err();
         assert_eq!(
             error,
-            LoadError::Overlap { first: "first", second: "second", gpa: MIB + 99 }
+            LoadError::Overlap {
+                first: "first",
+                second: "second",
+                gpa: MIB + 99
+            }
         );
         plan.place_built(MIB + 100, vec![1], "third").unwrap();
     }
 
     #[test]
     fn a_segment_outside_ram_names_the_memory_that_is_needed() {
-        let error = builder(16).place_built(20 * MIB, vec![0; 5], "x").unwrap_err();
-        assert!(error.to_string().contains("at least 21 MiB with --memory"), "{error}");
-        let error = builder(16).place_built(0xa_0000, vec![0; 5], "x").unwrap_err();
+        let error = builder(16)
+            .place_built(20 * MIB, vec![0; 5], "x")
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("at least 21 MiB with --memory"),
+            "{error}"
+        );
+        let error = builder(16)
+            .place_built(0xa_0000, vec![0; 5], "x")
+            .unwrap_err();
         assert!(matches!(error, LoadError::ImpossibleAddress { .. }));
-        let error = builder(16).place_built(u64::MAX, vec![0; 5], "x").unwrap_err();
+        let error = builder(16)
+            .place_built(u64::MAX, vec![0; 5], "x")
+            .unwrap_err();
         assert!(matches!(error, LoadError::Malformed(_)));
     }
 
     #[test]
     fn the_tail_of_a_segment_is_zeroed() {
         let mut plan = builder(16);
-        plan.place(MIB, SegmentData::Built(vec![7; 3]), 10, "data").unwrap();
+        plan.place(MIB, SegmentData::Built(vec![7; 3]), 10, "data")
+            .unwrap();
         assert!(plan.is_loaded(MIB + 2) && !plan.is_loaded(MIB + 3));
         assert_eq!(plan.low_end(), MIB + 10);
         let plan = plan.finish(super::super::entry::pvh(0, 0));

@@ -21,7 +21,9 @@ pub(super) fn finish<'a>(
     initrd: Option<&'a [u8]>,
 ) -> Result<LoadPlan<'a>, LoadError> {
     if !plan.is_loaded(u64::from(eip)) {
-        return Err(LoadError::Malformed("its PVH entry point lies outside what it loads"));
+        return Err(LoadError::Malformed(
+            "its PVH entry point lies outside what it loads",
+        ));
     }
     let limits = LinuxLimits::default();
     let initrd = place_initrd(&mut plan, initrd, limits.initrd_addr_max)?;
@@ -34,8 +36,17 @@ pub(super) fn finish<'a>(
     info.extend_from_slice(&START_INFO_VERSION.to_le_bytes());
     info.extend_from_slice(&0u32.to_le_bytes());
     info.extend_from_slice(&modules.to_le_bytes());
-    let module_list = if modules > 0 { START_INFO_GPA + MODULE_LIST_OFFSET } else { 0 };
-    for pointer in [module_list, CMDLINE_GPA, ACPI_GPA, START_INFO_GPA + MEMORY_MAP_OFFSET] {
+    let module_list = if modules > 0 {
+        START_INFO_GPA + MODULE_LIST_OFFSET
+    } else {
+        0
+    };
+    for pointer in [
+        module_list,
+        CMDLINE_GPA,
+        ACPI_GPA,
+        START_INFO_GPA + MEMORY_MAP_OFFSET,
+    ] {
         info.extend_from_slice(&pointer.to_le_bytes());
     }
     info.extend_from_slice(&(map.len() as u32).to_le_bytes());

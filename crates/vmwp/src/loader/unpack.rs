@@ -84,18 +84,14 @@ pub fn unpack(payload: &[u8], limit: u64) -> Result<Vec<u8>, LoadError> {
     let size = declared_size(payload, limit);
     let result = match compression {
         Compression::None => Ok(payload.to_vec()),
-        Compression::Gzip => {
-            read_bounded(flate2::read::GzDecoder::new(payload), size, limit)
-        }
+        Compression::Gzip => read_bounded(flate2::read::GzDecoder::new(payload), size, limit),
         Compression::Xz => {
             let reader = lzma_rust2::XzReader::new_mem_limit(payload, false, LZMA_MEMORY_KIB);
             read_bounded(reader, size, limit)
         }
-        Compression::Lzma => {
-            lzma_rust2::LzmaReader::new_mem_limit(payload, LZMA_MEMORY_KIB, None)
-                .map_err(|e| Failure::Damaged(e.to_string()))
-                .and_then(|reader| read_bounded(reader, size, limit))
-        }
+        Compression::Lzma => lzma_rust2::LzmaReader::new_mem_limit(payload, LZMA_MEMORY_KIB, None)
+            .map_err(|e| Failure::Damaged(e.to_string()))
+            .and_then(|reader| read_bounded(reader, size, limit)),
         Compression::Lz4 => unpack_lz4_legacy(payload, size, limit),
         Compression::Zstd => {
             use ruzstd::decoding::StreamingDecoder;
@@ -106,7 +102,10 @@ pub fn unpack(payload: &[u8], limit: u64) -> Result<Vec<u8>, LoadError> {
     };
     result.map_err(|failure| match failure {
         Failure::TooLarge => limit_error,
-        Failure::Damaged(reason) => LoadError::DamagedPayload { compression, reason },
+        Failure::Damaged(reason) => LoadError::DamagedPayload {
+            compression,
+            reason,
+        },
     })
 }
 
@@ -119,7 +118,10 @@ enum Failure {
 fn declared_size(payload: &[u8], limit: u64) -> usize {
     /// No hint makes more than this be allocated ahead.
     const MOST: u64 = 128 << 20;
-    let trailer = payload.last_chunk::<SIZE_TRAILER>().copied().unwrap_or_default();
+    let trailer = payload
+        .last_chunk::<SIZE_TRAILER>()
+        .copied()
+        .unwrap_or_default();
     u64::from(u32::from_le_bytes(trailer)).min(limit).min(MOST) as usize
 }
 
@@ -129,7 +131,11 @@ fn read_bounded(reader: impl Read, size: usize, limit: u64) -> Result<Vec<u8>, F
         .take(limit.saturating_add(1))
         .read_to_end(&mut out)
         .map_err(|e| Failure::Damaged(e.to_string()))?;
-    if out.len() as u64 > limit { Err(Failure::TooLarge) } else { Ok(out) }
+    if out.len() as u64 > limit {
+        Err(Failure::TooLarge)
+    } else {
+        Ok(out)
+    }
 }
 
 /// The legacy frame: the magic, then blocks with their compressed length in front. The kernel's
@@ -145,7 +151,9 @@ fn unpack_lz4_legacy(payload: &[u8], size: usize, limit: u64) -> Result<Vec<u8>,
             continue;
         }
         let length = u32::from_le_bytes(head.try_into().unwrap_or_default()) as usize;
-        let block = tail.get(..length).ok_or_else(|| damaged("a block is cut off"))?;
+        let block = tail
+            .get(..length)
+            .ok_or_else(|| damaged("a block is cut off"))?;
         let start = out.len();
         out.resize(start + LZ4_LEGACY_BLOCK, 0);
         let written = lz4_flex::block::decompress_into(block, &mut out[start..])
@@ -155,6 +163,9 @@ fn unpack_lz4_legacy(payload: &[u8], size: usize, limit: u64) -> Result<Vec<u8>,
             return Err(Failure::TooLarge);
         }
         rest = &tail[length..];
+    }
+    if out.is_empty() || !(rest.is_empty() || rest.len() == SIZE_TRAILER) {
+        return Err(damaged("it is cut off"));
     }
     Ok(out)
 }
@@ -196,10 +207,9 @@ pub(super) mod tests {
                 }
                 out
             }
-            Compression::Zstd => ruzstd::encoding::compress_to_vec(
-                data,
-                ruzstd::encoding::CompressionLevel::Fastest,
-            ),
+            Compression::Zstd => {
+                ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest)
+            }
             Compression::None => return data.to_vec(),
         };
         packed.extend_from_slice(&(data.len() as u32).to_le_bytes());
@@ -216,7 +226,10 @@ pub(super) mod tests {
 
     /// Bytes with x86 calls in them, so that the branch filter changes something.
     fn sample(len: usize) -> Vec<u8> {
-        (0..len as u32).flat_map(|i| [0xe8, i as u8, 0, 0, 0, 0x90, 0xc3]).take(len).collect()
+        (0..len as u32)
+            .flat_map(|i| [0xe8, i as u8, 0, 0, 0, 0x90, 0xc3])
+            .take(len)
+            .collect()
     }
 
     #[test]
@@ -232,7 +245,10 @@ pub(super) mod tests {
     #[test]
     fn lz4_continues_over_blocks() {
         let data = sample(LZ4_LEGACY_BLOCK + 12_345);
-        assert_eq!(unpack(&pack(&data, Compression::Lz4), 1 << 30).unwrap(), data);
+        assert_eq!(
+            unpack(&pack(&data, Compression::Lz4), 1 << 30).unwrap(),
+            data
+        );
     }
 
     #[test]
@@ -240,7 +256,11 @@ pub(super) mod tests {
         let data = vec![0; 4 << 20];
         for compression in ALL {
             let error = unpack(&pack(&data, compression), 1 << 20).unwrap_err();
-            assert_eq!(error, LoadError::UnpacksTooLarge { memory: 1 << 20 }, "{compression}");
+            assert_eq!(
+                error,
+                LoadError::UnpacksTooLarge { memory: 1 << 20 },
+                "{compression}"
+            );
         }
     }
 
@@ -277,7 +297,9 @@ pub(super) mod tests {
     fn unsupported_compressions_are_named() {
         let text = unpack(b"BZh91AY", 1 << 20).unwrap_err().to_string();
         assert!(text.contains("compressed with bzip2"), "{text}");
-        let text = unpack(&[0x89, b'L', b'Z', b'O', 0], 1).unwrap_err().to_string();
+        let text = unpack(&[0x89, b'L', b'Z', b'O', 0], 1)
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("compressed with lzo"), "{text}");
         assert!(unpack(b"", 1).unwrap_err().to_string().contains("unknown"));
     }

@@ -39,7 +39,7 @@ code32!(read_es, "mov eax, es:[eax]");
 code32!(write_es, "mov dword ptr es:[eax], 1");
 code32!(read_cs, "mov eax, cs:[eax]");
 code32!(alias_82, ".byte 0x82, 0xc0, 0x05"); // ADD AL, 5
-code32!(load_es, ".byte 0xc4, 0x0d", ".long faults32_pointer", "mov eax, es", "push 0x10", "pop es");
+code32!(load_es, ".byte 0xc4, 0x0d", ".long faults32_pointer", "mov eax, es", "push 0x10", ".byte 0x07"); // POP ES
 
 core::arch::global_asm!(
     ".section .data.faults32, \"aw\"",

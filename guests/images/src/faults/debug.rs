@@ -25,7 +25,9 @@ fn note(frame: &mut Frame) {
         RIPS[hit].store(frame.rip, SeqCst);
     }
     STATUS.fetch_or(cpu::read_dr6() & !DR6_ONES, SeqCst);
-    SAVED_FLAGS.store(frame.rflags, SeqCst);
+    if hit == 0 {
+        SAVED_FLAGS.store(frame.rflags, SeqCst);
+    }
     cpu::write_dr6(DR6_ONES);
     frame.rflags |= flags::RF;
 }

@@ -11,6 +11,8 @@ use crate::{at, expect_fault};
 /// Error-code bits: an external event caused it; the index is into the IDT.
 const EXT: u64 = 1;
 const IDT: u64 = 2;
+/// Page-fault error-code bit: an instruction fetch, reported because EFER.NXE is set.
+const FETCH: u64 = 16;
 /// A mapped-nowhere address of the kit's tables.
 const UNMAPPED: u64 = 0x70_0000_0000;
 
@@ -271,7 +273,7 @@ fn user_page() {
     };
     check_eq!(
         (outcome.vector, outcome.error, outcome.cr2, outcome.rip),
-        (vector::PF, pte::U, UNMAPPED, UNMAPPED),
+        (vector::PF, pte::U | FETCH, UNMAPPED, UNMAPPED),
         "#PF: fetch in user mode after IRET"
     );
     let ended = user::enter(selector::USER_CODE64, 0x10_0000, UNMAPPED, 0x202, 0);

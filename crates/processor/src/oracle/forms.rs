@@ -1,0 +1,178 @@
+//! Which instruction forms are compared, and why others are not.
+
+use super::Mode;
+use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind, Register};
+
+/// The integer features of x86-64-v2 and what little more the processor offers.
+const FEATURES: [CpuidFeature; 19] = [
+    CpuidFeature::INTEL8086,
+    CpuidFeature::INTEL8086_ONLY,
+    CpuidFeature::INTEL186,
+    CpuidFeature::INTEL286,
+    CpuidFeature::INTEL386,
+    CpuidFeature::INTEL486,
+    CpuidFeature::X64,
+    CpuidFeature::CMOV,
+    CpuidFeature::CX8,
+    CpuidFeature::CMPXCHG16B,
+    CpuidFeature::POPCNT,
+    CpuidFeature::MOVBE,
+    CpuidFeature::SSE,
+    CpuidFeature::SSE2,
+    CpuidFeature::SSE4_2,
+    CpuidFeature::PAUSE,
+    CpuidFeature::MULTIBYTENOP,
+    CpuidFeature::FSGSBASE,
+    CpuidFeature::PREFETCHW,
+];
+
+/// All forms of integer instructions that exist in a mode.
+pub(super) fn all(mode: Mode) -> Vec<Code> {
+    Code::values()
+        .filter(|code| {
+            let form = code.op_code();
+            let exists = match mode {
+                Mode::Long => form.mode64(),
+                Mode::Compatibility => form.compatibility_mode(),
+            };
+            exists
+                && form.is_instruction()
+                && form.encoding() == EncodingKind::Legacy
+                && code.cpuid_features().iter().all(|feature| FEATURES.contains(feature))
+                && !has_vector_operand(*code)
+        })
+        .collect()
+}
+
+fn has_vector_operand(code: Code) -> bool {
+    use OpCodeOperandKind as K;
+    (0..code.op_code().op_count()).any(|i| {
+        matches!(
+            code.op_code().op_kind(i),
+            K::mm_or_mem
+                | K::mm_reg
+                | K::mm_rm
+                | K::xmm_or_mem
+                | K::xmm_reg
+                | K::xmm_rm
+                | K::cr_reg
+                | K::dr_reg
+                | K::tr_reg
+        )
+    })
+}
+
+/// Why a form is left out; `None`: it is compared.
+pub(super) fn left_out(code: Code, mode: Mode) -> Option<&'static str> {
+    use Mnemonic as M;
+    if code.is_privileged() && !matches!(code.mnemonic(), M::Hlt) {
+        return Some("privileged, or I/O: guest tests");
+    }
+    if let Some(reason) = segment_form(code) {
+        return Some(reason);
+    }
+    match code.mnemonic() {
+        M::Syscall | M::Sysret | M::Sysenter | M::Sysexit => {
+            Some("enters the host's kernel: guest tests")
+        }
+        M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rsm => {
+            Some("the answer is the platform's: guest tests")
+        }
+        M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => {
+            Some("the host's kernel answers in the processor's place (UMIP): guest tests")
+        }
+        M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => {
+            Some("depends on the host's descriptor tables: guest tests")
+        }
+        M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss | M::Iret | M::Iretd | M::Iretq | M::Retf => {
+            Some("loads segment registers from the host's descriptor tables: guest tests")
+        }
+        M::Wrfsbase | M::Wrgsbase => Some("would take the test thread's own base: guest tests"),
+        M::Ldmxcsr | M::Stmxcsr | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => {
+            Some("vector and x87 state: the tests of exec::fpu")
+        }
+        M::Lfence | M::Mfence | M::Sfence | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1
+        | M::Prefetcht2 | M::Emms
+            if mode == Mode::Compatibility =>
+        {
+            None
+        }
+        M::Loadall | M::Umov | M::Ibts | M::Xbts | M::Cmpxchg486 => {
+            Some("existed on early processors only")
+        }
+        M::Jmpe | M::Montmul => Some("not on x86-64 processors"),
+        _ => other(code, mode),
+    }
+}
+
+fn segment_form(code: Code) -> Option<&'static str> {
+    use OpCodeOperandKind as K;
+    let form = code.op_code();
+    let first = form.op0_kind();
+    if first == K::seg_reg && code.mnemonic() == Mnemonic::Mov
+        || matches!(first, K::ds | K::es | K::fs | K::gs | K::ss | K::cs)
+            && code.mnemonic() == Mnemonic::Pop
+    {
+        return Some("loads segment registers from the host's descriptor tables: guest tests");
+    }
+    if matches!(first, K::farbr2_2 | K::farbr4_2)
+        || matches!(
+            code,
+            Code::Jmp_m1616
+                | Code::Jmp_m1632
+                | Code::Jmp_m1664
+                | Code::Call_m1616
+                | Code::Call_m1632
+                | Code::Call_m1664
+        )
+    {
+        return Some("far transfer through the host's descriptor tables: guest tests");
+    }
+    None
+}
+
+fn other(code: Code, mode: Mode) -> Option<&'static str> {
+    let operand_16 = code.op_code().operand_size() == 16;
+    let near_branch = code.is_jcc_short_or_near()
+        || code.is_jmp_short_or_near()
+        || code.is_call_near()
+        || code.is_jmp_near_indirect()
+        || code.is_call_near_indirect()
+        || code.is_loop()
+        || code.is_loopcc()
+        || code.is_jcx_short()
+        || code.mnemonic() == Mnemonic::Ret;
+    if mode == Mode::Long && near_branch && operand_16 {
+        return Some("AMD's form of an operand size prefix that Intel's decoding ignores");
+    }
+    None
+}
+
+/// Whether an operand of this kind is the memory one of [`OpCodeOperandKind`].
+pub(super) fn memory_kind(kind: OpCodeOperandKind) -> bool {
+    use OpCodeOperandKind as K;
+    matches!(
+        kind,
+        K::mem | K::mem_offs | K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem
+    )
+}
+
+/// A register that a form names itself.
+pub(super) fn fixed_register(kind: OpCodeOperandKind) -> Option<Register> {
+    use OpCodeOperandKind as K;
+    Some(match kind {
+        K::al => Register::AL,
+        K::cl => Register::CL,
+        K::ax => Register::AX,
+        K::dx => Register::DX,
+        K::eax => Register::EAX,
+        K::rax => Register::RAX,
+        K::es => Register::ES,
+        K::cs => Register::CS,
+        K::ss => Register::SS,
+        K::ds => Register::DS,
+        K::fs => Register::FS,
+        K::gs => Register::GS,
+        _ => return None,
+    })
+}

@@ -1,0 +1,253 @@
+//! The differential oracle: this host's own processor.
+//!
+//! Every integer instruction form that user code can run is executed natively
+//! and in the interpreter, on the same registers, flags and memory at the same
+//! linear addresses. Afterwards everything must be equal: general registers,
+//! RIP, all of RFLAGS (undefined flags too: the interpreter computes with the
+//! host's instructions), every byte of memory, and how it ended: the vector,
+//! error code and address of the trap or fault.
+//!
+//! Each run ends in an exception, if only the INT3 that fills the code page,
+//! so faults are compared by the same means as results.
+//!
+//! `PARTITA_ORACLE_CASES` sets the cases per form, `PARTITA_ORACLE_SEED` the
+//! seed, and `PARTITA_ORACLE_FORM` restricts a run to forms whose name
+//! contains it. A mismatch prints seed, instruction and both outcomes.
+
+mod arena;
+mod forms;
+mod guest;
+mod instance;
+mod native;
+mod operands;
+mod random;
+mod report;
+mod sequence;
+
+use arena::{CODE, CODE_SIZE};
+use guest::Guest;
+use iced_x86::Code;
+use instance::Case;
+use native::Native;
+use random::Random;
+use report::Report;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Selectors of Linux: 64-bit and 32-bit user code, user data.
+const CS_64: u16 = 0x33;
+const CS_32: u16 = 0x23;
+const SS_USER: u16 = 0x2b;
+/// The GS base in both worlds.
+const GS_BASE: u64 = arena::HIGH + 0x123;
+const INT3: u8 = 0xcc;
+const DEFAULT_CASES: u64 = 1000;
+const DEFAULT_SEED: u64 = 0x0070_6172_7469_7461;
+
+/// Which code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// 64-bit.
+    Long,
+    /// 32-bit code in long mode.
+    Compatibility,
+}
+
+/// What an instruction starts with and ends with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Registers {
+    gpr: [u64; 16],
+    rip: u64,
+    rflags: u64,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    registers: Registers,
+    cs: u16,
+    vector: u8,
+    error: u32,
+    address: u64,
+    /// The interpreter did something no user code can.
+    stuck: Option<&'static str>,
+}
+
+impl Outcome {
+    /// Drops what has no meaning for the vector.
+    fn normalized(mut self, mode: Mode) -> Self {
+        if !matches!(self.vector, 8 | 10..=14 | 17) {
+            self.error = 0;
+        }
+        if self.vector != 14 {
+            self.address = 0;
+        }
+        if mode == Mode::Compatibility {
+            // The upper halves, and R8 to R15, are undefined after a mode switch.
+            self.registers.gpr[8..].fill(0);
+        }
+        self
+    }
+}
+
+/// Both worlds, and what they share.
+struct Oracle {
+    native: Native,
+    guest: Guest,
+    fs_base: u64,
+    /// Where the next code goes: rotating spares the host's pipeline flushes.
+    written: Option<(u64, usize)>,
+    runs: u64,
+}
+
+impl Oracle {
+    fn new(seed: u64) -> Self {
+        let fs_base = Native::fs_base();
+        let native = Native::new(GS_BASE).expect("the host's memory and signals");
+        let mut oracle = Self {
+            native,
+            guest: Guest::new(fs_base, GS_BASE),
+            fs_base,
+            written: None,
+            runs: 0,
+        };
+        let mut random = Random::new(seed, 0x6d65_6d6f_7279);
+        let bytes = oracle.native.view.bytes();
+        bytes[..CODE_SIZE as usize].fill(INT3);
+        for byte in &mut bytes[CODE_SIZE as usize..] {
+            *byte = random.next() as u8;
+        }
+        oracle.copy_memory();
+        oracle
+    }
+
+    /// Makes the guest's memory the host's.
+    fn copy_memory(&mut self) {
+        self.guest.view.bytes().copy_from_slice(self.native.view.bytes());
+        self.guest.code_changed();
+    }
+
+    /// Puts code where the case wants it, INT3 everywhere else.
+    fn place(&mut self, at: u64, code: &[u8]) {
+        if let Some((old, length)) = self.written.take() {
+            let fill = vec![INT3; length];
+            self.poke(old, &fill);
+        }
+        assert!(at >= CODE && at + code.len() as u64 <= CODE + CODE_SIZE);
+        self.poke(at, code);
+        self.written = Some((at, code.len()));
+        self.guest.code_changed();
+    }
+
+    fn poke(&mut self, at: u64, bytes: &[u8]) {
+        self.native.view.poke(at, bytes);
+        self.guest.view.poke(at, bytes);
+    }
+
+    /// Runs a case in both worlds; `Err` describes the difference.
+    fn compare(&mut self, case: &Case, mode: Mode) -> Result<(), String> {
+        self.place(case.registers.rip, &case.code);
+        for (at, bytes) in &case.pokes {
+            self.poke(*at, bytes);
+        }
+        self.runs += 1;
+        if self.runs % 64 == 0 {
+            self.guest.forget_translations();
+        }
+        let native = self.native.run(&case.registers, mode).normalized(mode);
+        let guest = self.guest.run(&case.registers, mode, case.stepwise).normalized(mode);
+        let memory = self.memory_difference();
+        if native == guest && memory.is_none() {
+            return Ok(());
+        }
+        self.copy_memory();
+        Err(report::difference(case, mode, &native, &guest, memory))
+    }
+
+    /// The first byte that differs: address, native, guest.
+    fn memory_difference(&mut self) -> Option<(u64, u8, u8)> {
+        let (native, guest) = (self.native.view.bytes(), self.guest.view.bytes());
+        if native == guest {
+            return None;
+        }
+        let at = native.iter().zip(guest.iter()).position(|(a, b)| a != b)?;
+        Some((arena::linear(at), native[at], guest[at]))
+    }
+}
+
+/// The arena's addresses and the signal handlers are the process's.
+fn exclusive() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    let Ok(text) = std::env::var(name) else { return default };
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
+}
+
+/// The forms a run covers.
+fn wanted(mode: Mode) -> Vec<Code> {
+    let filter = std::env::var("PARTITA_ORACLE_FORM").unwrap_or_default();
+    forms::all(mode)
+        .into_iter()
+        .filter(|code| format!("{code:?}").contains(&filter))
+        .collect()
+}
+
+/// Compares every form of a mode, and that none was passed over.
+fn compare_forms(mode: Mode) {
+    let _alone = exclusive();
+    let seed = setting("PARTITA_ORACLE_SEED", DEFAULT_SEED);
+    let cases = setting("PARTITA_ORACLE_CASES", DEFAULT_CASES);
+    let mut oracle = Oracle::new(seed);
+    let mut report = Report::new(seed, mode);
+    for code in wanted(mode) {
+        if let Some(reason) = forms::left_out(code, mode) {
+            report.left_out(code, reason);
+            continue;
+        }
+        let mut random = Random::new(seed, code as u64);
+        let mut done = 0;
+        for _ in 0..cases {
+            let Some(case) = instance::build(code, mode, &mut random, &mut oracle) else { continue };
+            done += 1;
+            if let Err(difference) = oracle.compare(&case, mode) {
+                report.mismatch(code, difference);
+            }
+        }
+        report.covered(code, done);
+    }
+    report.finish(oracle.runs);
+}
+
+#[test]
+fn forms_of_64_bit_mode() {
+    compare_forms(Mode::Long);
+}
+
+#[test]
+fn forms_of_compatibility_mode() {
+    compare_forms(Mode::Compatibility);
+}
+
+#[test]
+fn sequences() {
+    let _alone = exclusive();
+    let seed = setting("PARTITA_ORACLE_SEED", DEFAULT_SEED);
+    let cases = setting("PARTITA_ORACLE_CASES", DEFAULT_CASES) * 20;
+    let mut oracle = Oracle::new(seed);
+    let mut report = Report::new(seed, Mode::Long);
+    let mut random = Random::new(seed, 0x7365_7175);
+    let pool = sequence::pool();
+    for _ in 0..cases {
+        let case = sequence::build(&pool, &mut random);
+        if let Err(difference) = oracle.compare(&case, Mode::Long) {
+            report.mismatch(Code::INVALID, difference);
+        }
+    }
+    report.finish(oracle.runs);
+}
