@@ -311,6 +311,49 @@ macro_rules! widening {
 widening!(mul, "mul {b}", "mul {b:x}", "mul {b:e}", "mul {b}");
 widening!(imul, "imul {b}", "imul {b:x}", "imul {b:e}", "imul {b}");
 
+macro_rules! dividing {
+    ($name:ident, $text8:literal, $text16:literal, $text32:literal, $text64:literal) => {
+        /// DIV or IDIV of `high:low`: quotient and remainder. The divisor is
+        /// not 0 and the quotient fits: the caller has seen to it. The flags
+        /// are undefined, and not the same for every operand.
+        pub(crate) fn $name(
+            low: u64,
+            high: u64,
+            b: u64,
+            size: u64,
+            flags: &mut ArithFlags,
+        ) -> (u64, u64) {
+            let (mut rest, result) = (high, low);
+            let quotient: u64;
+            // SAFETY: registers and flags only; no #DE, as said above.
+            unsafe {
+                match size {
+                    1 => asm!("add al, 0x7f", "sahf", "mov rax, {q}", $text8,
+                        "movzx edx, ah", "movzx {q:e}, al", "lahf", "seto al",
+                        q = inout(reg_abcd) (high << 8 | low & 0xff) => quotient,
+                        b = in(reg_byte) b as u8, inout("ax") flags.0,
+                        inout("rdx") rest, options(pure, nomem, nostack)),
+                    2 => asm!("add al, 0x7f", "sahf", "mov rax, {q}", $text16,
+                        "mov {q}, rax", "lahf", "seto al",
+                        q = inout(reg) result => quotient, b = in(reg) b,
+                        inout("ax") flags.0, inout("rdx") rest, options(pure, nomem, nostack)),
+                    4 => asm!("add al, 0x7f", "sahf", "mov rax, {q}", $text32,
+                        "mov {q}, rax", "lahf", "seto al",
+                        q = inout(reg) result => quotient, b = in(reg) b,
+                        inout("ax") flags.0, inout("rdx") rest, options(pure, nomem, nostack)),
+                    _ => asm!("add al, 0x7f", "sahf", "mov rax, {q}", $text64,
+                        "mov {q}, rax", "lahf", "seto al",
+                        q = inout(reg) result => quotient, b = in(reg) b,
+                        inout("ax") flags.0, inout("rdx") rest, options(pure, nomem, nostack)),
+                }
+            }
+            (quotient, rest)
+        }
+    };
+}
+dividing!(div, "div {b}", "div {b:x}", "div {b:e}", "div {b}");
+dividing!(idiv, "idiv {b}", "idiv {b:x}", "idiv {b:e}", "idiv {b}");
+
 /// CRC32 of 1, 2, 4 or 8 bytes.
 pub(crate) fn crc32(crc: u32, value: u64, size: u64) -> u32 {
     let mut wide = u64::from(crc);

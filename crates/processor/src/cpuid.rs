@@ -8,7 +8,7 @@
 //! for whoever answers [`crate::Exit::Cpuid`] to fill in.
 
 use crate::state::{State, cr};
-use std::arch::x86_64::{CpuidResult, __cpuid_count};
+use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
 /// Bits of leaf 1, ECX.
 mod leaf1_ecx {
@@ -147,7 +147,11 @@ fn host(leaf: u32, subleaf: u32) -> [u32; 4] {
 /// A leaf of the host, zeros beyond its last.
 fn host_leaf(leaf: u32, subleaf: u32) -> [u32; 4] {
     let [last, ..] = host(leaf & 0x8000_0000, 0);
-    if leaf > last { [0; 4] } else { host(leaf, subleaf) }
+    if leaf > last {
+        [0; 4]
+    } else {
+        host(leaf, subleaf)
+    }
 }
 
 /// The host's caches, each as if it belonged to one processor.
@@ -266,7 +270,11 @@ impl Features {
     }
 
     fn extended(&self, leaf: u32, subleaf: u32, state: &State) -> [u32; 4] {
-        let last = if self.amd { MAX_EXTENDED_AMD } else { MAX_EXTENDED_INTEL };
+        let last = if self.amd {
+            MAX_EXTENDED_AMD
+        } else {
+            MAX_EXTENDED_INTEL
+        };
         if leaf > last {
             return [0; 4];
         }
@@ -321,7 +329,10 @@ mod tests {
         state.cr4 |= cr::CR4_OSXSAVE;
         assert_ne!(features.cpuid(1, 0, &state)[2] & leaf1_ecx::OSXSAVE, 0);
         // BMI1, AVX2, BMI2, AVX512F.
-        assert_eq!(features.cpuid(7, 0, &state)[1] & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16), 0);
+        assert_eq!(
+            features.cpuid(7, 0, &state)[1] & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16),
+            0
+        );
         assert_eq!(features.cpuid(0xd, 0, &state), [3, 576, 576, 0]);
         assert_eq!(features.cpuid(7, 1, &state), [0; 4]);
     }

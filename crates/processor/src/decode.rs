@@ -234,7 +234,15 @@ fn memory(instruction: &Instruction, mode: Mode, op: &mut Op) {
         op.index = index.number() as u8;
         op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
     }
-    op.segment = segment_number(instruction.memory_segment());
+    op.segment = match segment_number(instruction.memory_segment()) as usize {
+        // Other overrides mean nothing in 64-bit mode, not even to the choice
+        // between #SS and #GP for an address that is not canonical.
+        seg::ES | seg::CS | seg::SS | seg::DS if mode.bits == 64 => match base {
+            Register::RSP | Register::ESP | Register::RBP | Register::EBP => seg::SS as u8,
+            _ => seg::DS as u8,
+        },
+        other => other as u8,
+    };
     let based = op.segment == seg::FS as u8 || op.segment == seg::GS as u8;
     op.address = match mode.bits {
         64 if !based && op.address_size == 8 => Address::Flat64,
@@ -324,11 +332,10 @@ fn address_size(instruction: &Instruction, mode: Mode) -> u8 {
                 let register =
                     if base != Register::None { base } else { instruction.memory_index() };
                 return match register {
+                    // iced calls a sign-extended one of 64-bit mode 8 bytes.
                     Register::None => match instruction.memory_displ_size() {
                         2 => 2,
-                        4 if mode.bits != 64 => 4,
-                        // In 64-bit mode iced has extended it already as
-                        // the address size asks.
+                        4 => 4,
                         _ => mode.bits / 8,
                     },
                     Register::EIP => 4,

@@ -175,6 +175,12 @@ impl Vp {
         self.write_pieces(linear, &value.widen().to_le_bytes()[..T::SIZE as usize], rights)
     }
 
+    /// Makes all checks of a store by the running code, but not the store.
+    pub(crate) fn check_store(&mut self, linear: u64, size: u64) -> Step {
+        self.check_range(linear, size, Access::Write)?;
+        self.probe(linear, size, Access::Write)
+    }
+
     /// Checks that an access would not fault, without making it.
     pub(crate) fn probe(&mut self, linear: u64, size: u64, access: Access) -> Step {
         let rights = mmu::data_rights(&self.state);

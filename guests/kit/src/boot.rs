@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use crate::cpu::{inb, outw};
+use crate::cpu::{inb, outb, outw};
 use crate::{memory, segments, serial, smp, trap};
 
 core::arch::global_asm!(include_str!("boot.s"));
@@ -83,6 +83,9 @@ static PROCESSORS: AtomicU32 = AtomicU32::new(1);
 extern "C" fn kit_start(index: u32) -> ! {
     if index == 0 {
         serial::init();
+        // Legacy interrupt controllers, where there are any, must not disturb the tests.
+        outb(0x21, 0xff);
+        outb(0xa1, 0xff);
         read_multiboot();
         memory::init(memory_top());
         segments::load(0);

@@ -226,6 +226,7 @@ fn no_answer(exit: &Option<VmExit>, timeout: Duration, text: &str) -> anyhow::Er
         ),
         Some(VmExit::Crashed { report }) => format!("the guest crashed: {}", report.trim()),
         Some(VmExit::PoweredOff) => "the guest powered off without an answer".to_owned(),
+        Some(VmExit::Reset) => "the guest reset itself without an answer".to_owned(),
         Some(other) => format!("the guest ended without an answer ({other:?})"),
     };
     anyhow::anyhow!("{what}; the end of its console is shown above")

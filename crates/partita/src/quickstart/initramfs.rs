@@ -40,7 +40,7 @@ pub(super) fn build(busybox: &[u8]) -> Result<Vec<u8>, CpioError> {
 
 /// The kernel command line for a shell; `terminal` is its kind and size (rows, columns), if known.
 pub(super) fn shell_cmdline(terminal: Option<(String, u16, u16)>) -> String {
-    let mut line = "console=ttyS0 panic=-1".to_owned();
+    let mut line = "console=ttyS0 earlyprintk=ttyS0,115200".to_owned();
     if let Some((kind, rows, columns)) = terminal {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
         if !kind.is_empty() && kind.len() <= 32 && kind.chars().all(plain) {
@@ -54,9 +54,10 @@ pub(super) fn shell_cmdline(terminal: Option<(String, u16, u16)>) -> String {
     line
 }
 
-/// The kernel command line for the proofs.
+/// The kernel command line for the proofs. A panic too early to be reported through the crash
+/// MSRs ends the VM by a reset.
 pub(super) fn check_cmdline() -> String {
-    "console=ttyS0 panic=-1 partita.check".to_owned()
+    "console=ttyS0 earlyprintk=ttyS0,115200 panic=-1 partita.check".to_owned()
 }
 
 #[cfg(test)]
@@ -82,9 +83,12 @@ mod tests {
         let line = shell_cmdline(Some(("xterm init=/bin/evil".into(), 24, 80)));
         assert_eq!(
             line,
-            "console=ttyS0 panic=-1 partita.rows=24 partita.columns=80"
+            "console=ttyS0 earlyprintk=ttyS0,115200 partita.rows=24 partita.columns=80"
         );
         let line = shell_cmdline(Some(("xterm-256color".into(), 0, 0)));
-        assert_eq!(line, "console=ttyS0 panic=-1 TERM=xterm-256color");
+        assert_eq!(
+            line,
+            "console=ttyS0 earlyprintk=ttyS0,115200 TERM=xterm-256color"
+        );
     }
 }

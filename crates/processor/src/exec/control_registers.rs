@@ -21,12 +21,8 @@ const CR0_ALL: u64 = cr::CR0_PE
     | cr::CR0_CD
     | cr::CR0_PG;
 /// CR4 bits whose change drops all translations.
-const CR4_FLUSHES: u64 = cr::CR4_PSE
-    | cr::CR4_PAE
-    | cr::CR4_PGE
-    | cr::CR4_PCIDE
-    | cr::CR4_SMEP
-    | cr::CR4_SMAP;
+const CR4_FLUSHES: u64 =
+    cr::CR4_PSE | cr::CR4_PAE | cr::CR4_PGE | cr::CR4_PCIDE | cr::CR4_SMEP | cr::CR4_SMAP;
 /// CR3: keep the address space's translations (with CR4.PCIDE).
 const CR3_KEEP: u64 = 1 << 63;
 
@@ -244,9 +240,8 @@ impl Vp {
             return Err(self.gp(0));
         }
         let reload = cr::CR4_PAE | cr::CR4_PSE | cr::CR4_PGE | cr::CR4_SMEP;
-        let pae = self.state.cr0 & cr::CR0_PG != 0
-            && value & cr::CR4_PAE != 0
-            && !self.state.long_mode();
+        let pae =
+            self.state.cr0 & cr::CR0_PG != 0 && value & cr::CR4_PAE != 0 && !self.state.long_mode();
         if pae && changed & reload != 0 {
             self.state.pdpte = self.read_pdptes(self.state.cr3)?;
         }
@@ -272,9 +267,7 @@ impl Vp {
             let gpa = (cr3 & 0xffff_ffe0) + 8 * i as u64;
             // Where no memory is, a real bus reads all ones.
             *entry = match self.mmu.host_page(gpa >> 12) {
-                Some(page) => {
-                    host::load64(page.pointer.wrapping_add((gpa & PAGE_MASK) as usize))
-                }
+                Some(page) => host::load64(page.pointer.wrapping_add((gpa & PAGE_MASK) as usize)),
                 None => u64::MAX,
             };
             if *entry & 1 != 0 && *entry & reserved != 0 {

@@ -65,8 +65,7 @@ impl Vp {
         };
         let mut hit = 0;
         for (i, address) in self.state.dr.iter().enumerate() {
-            if breakpoint(&self.state, i).is_some_and(|(on, _)| on == ON_EXECUTE)
-                && *address == rip
+            if breakpoint(&self.state, i).is_some_and(|(on, _)| on == ON_EXECUTE) && *address == rip
             {
                 hit |= 1 << i;
             }
@@ -86,7 +85,9 @@ impl Vp {
     pub(crate) fn watch(&mut self, linear: u64, size: u64, access: Access) {
         let mut hit = 0;
         for i in 0..4 {
-            let Some((on, length)) = breakpoint(&self.state, i) else { continue };
+            let Some((on, length)) = breakpoint(&self.state, i) else {
+                continue;
+            };
             let wanted = match access {
                 Access::Read => on == ON_ACCESS,
                 Access::Write => matches!(on, ON_WRITE | ON_ACCESS),
@@ -106,7 +107,9 @@ impl Vp {
         }
         let mut hit = 0;
         for i in 0..4 {
-            let Some((ON_IO, length)) = breakpoint(&self.state, i) else { continue };
+            let Some((ON_IO, length)) = breakpoint(&self.state, i) else {
+                continue;
+            };
             if overlaps(self.state.dr[i], length, u64::from(port), u64::from(size)) {
                 hit |= 1 << i;
             }
@@ -118,6 +121,8 @@ impl Vp {
         if hit != 0 {
             self.debug_pending |= hit;
             self.set_attention(attention::DEBUG, true);
+            // Leave the block behind this instruction.
+            self.code_written = true;
         }
     }
 
@@ -132,7 +137,10 @@ impl Vp {
             return Err(self.gp(0));
         }
         if self.state.dr7 & DR7_GD != 0 {
-            let fault = Fault { dr6: DR6_BD, ..Fault::new(vector::DB, 0) };
+            let fault = Fault {
+                dr6: DR6_BD,
+                ..Fault::new(vector::DB, 0)
+            };
             return Err(self.raise(fault));
         }
         Ok(if alias { number + 2 } else { number })

@@ -2,6 +2,7 @@
 //! 64-bit hosts cannot execute these, so they follow the manual (SDM 2A).
 
 use crate::Vp;
+use crate::arith::{self, Binary};
 use crate::decode::{Selected, register_number};
 use crate::fault::{Fault, Step, vector};
 use crate::flags::ArithFlags;
@@ -52,31 +53,31 @@ fn set_flags(vp: &mut Vp, result: u8, carry: bool, auxiliary: bool) {
     vp.state.arith = ArithFlags::from_bits(bits);
 }
 
+// The flags that these leave undefined are those of the addition or
+// subtraction that they consist of, as the processors have them.
+
+/// Sets CF and AF as given and the rest as an operation left them.
+fn keep_flags(vp: &mut Vp, from: ArithFlags, carry: bool, auxiliary: bool) {
+    let own = u64::from(carry) * rflags::CF | u64::from(auxiliary) * rflags::AF;
+    let rest = from.bits() & !(rflags::CF | rflags::AF);
+    vp.state.arith = ArithFlags::from_bits(rest | own);
+}
+
 fn aaa(vp: &mut Vp, _op: &Op) -> Step {
-    let al = vp.reg::<u8>(AL);
-    let adjust = al & 0xf > 9 || flags(vp).1;
-    if adjust {
-        let ax = vp.reg::<u16>(0).wrapping_add(0x106);
-        vp.set_reg(0, ax);
-    }
-    let result = vp.reg::<u8>(AL) & 0xf;
-    vp.set_reg(AL, result);
-    set_flags(vp, result, adjust, adjust);
-    Ok(())
+    ascii_adjust::<arith::Add>(vp)
 }
 
 fn aas(vp: &mut Vp, _op: &Op) -> Step {
-    let al = vp.reg::<u8>(AL);
-    let adjust = al & 0xf > 9 || flags(vp).1;
-    if adjust {
-        let ax = vp.reg::<u16>(0).wrapping_sub(6);
-        vp.set_reg(0, ax);
-        let ah = vp.reg::<u8>(AH).wrapping_sub(1);
-        vp.set_reg(AH, ah);
-    }
-    let result = vp.reg::<u8>(AL) & 0xf;
-    vp.set_reg(AL, result);
-    set_flags(vp, result, adjust, adjust);
+    ascii_adjust::<arith::Sub>(vp)
+}
+
+fn ascii_adjust<O: Binary>(vp: &mut Vp) -> Step {
+    let ax = vp.reg::<u16>(0);
+    let adjust = ax & 0xf > 9 || flags(vp).1;
+    let mut after = ArithFlags::default();
+    let ax = O::run16(ax, if adjust { 0x106 } else { 0 }, &mut after);
+    vp.set_reg(0, ax & 0xff0f);
+    keep_flags(vp, after, adjust, adjust);
     Ok(())
 }
 
@@ -95,45 +96,37 @@ fn aam(vp: &mut Vp, op: &Op) -> Step {
 
 fn aad(vp: &mut Vp, op: &Op) -> Step {
     let product = vp.reg::<u8>(AH).wrapping_mul(op.imm as u8);
-    let result = vp.reg::<u8>(AL).wrapping_add(product);
+    let al = vp.reg::<u8>(AL);
+    let result = arith::Add::run8(al, product, &mut vp.state.arith);
     vp.set_reg::<u16>(0, u16::from(result));
-    set_flags(vp, result, false, false);
     Ok(())
 }
 
-fn daa(vp: &mut Vp, _op: &Op) -> Step {
+/// Whether DAA and DAS correct the low and the high digit, and by how much.
+fn decimal_correction(vp: &Vp) -> (bool, bool, u8) {
     let al = vp.reg::<u8>(AL);
     let (carry, auxiliary) = flags(vp);
     let low = al & 0xf > 9 || auxiliary;
     let high = al > 0x99 || carry;
-    let mut result = al;
-    if low {
-        result = result.wrapping_add(6);
-    }
-    if high {
-        result = result.wrapping_add(0x60);
-    }
+    (low, high, u8::from(low) * 6 + u8::from(high) * 0x60)
+}
+
+fn daa(vp: &mut Vp, _op: &Op) -> Step {
+    let (low, high, by) = decimal_correction(vp);
+    let mut after = ArithFlags::default();
+    let result = arith::Add::run8(vp.reg::<u8>(AL), by, &mut after);
     vp.set_reg(AL, result);
-    set_flags(vp, result, high, low);
+    keep_flags(vp, after, high, low);
     Ok(())
 }
 
 fn das(vp: &mut Vp, _op: &Op) -> Step {
+    let (low, high, by) = decimal_correction(vp);
     let al = vp.reg::<u8>(AL);
-    let (carry, auxiliary) = flags(vp);
-    let low = al & 0xf > 9 || auxiliary;
-    let high = al > 0x99 || carry;
-    let mut result = al;
-    let mut borrow = high;
-    if low {
-        borrow |= al < 6;
-        result = result.wrapping_sub(6);
-    }
-    if high {
-        result = result.wrapping_sub(0x60);
-    }
+    let mut after = ArithFlags::default();
+    let result = arith::Sub::run8(al, by, &mut after);
     vp.set_reg(AL, result);
-    set_flags(vp, result, borrow, low);
+    keep_flags(vp, after, high || low && al < 6, low);
     Ok(())
 }
 

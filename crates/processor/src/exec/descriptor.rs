@@ -53,7 +53,11 @@ impl Descriptor {
     /// Limit in bytes, granularity applied.
     pub(crate) fn limit(&self) -> u32 {
         let limit = (self.raw & 0xffff) as u32 | (self.raw >> 32 & 0xf_0000) as u32;
-        if self.raw & 1 << 55 != 0 { limit << 12 | 0xfff } else { limit }
+        if self.raw & 1 << 55 != 0 {
+            limit << 12 | 0xfff
+        } else {
+            limit
+        }
     }
 
     /// Attributes as [`Segment::attributes`] has them.
@@ -106,14 +110,6 @@ impl Descriptor {
         self.raw & 1 << 54 != 0
     }
 
-    /// A 16- or 32-bit TSS of either state.
-    pub(crate) fn is_tss(&self) -> bool {
-        matches!(
-            self.kind(),
-            kind::TSS16 | kind::TSS16_BUSY | kind::TSS32 | kind::TSS32_BUSY
-        )
-    }
-
     /// For gates: the target selector.
     pub(crate) fn gate_selector(&self) -> u16 {
         (self.raw >> 16) as u16
@@ -123,7 +119,11 @@ impl Descriptor {
     pub(crate) fn gate_offset(&self) -> u64 {
         let low = self.raw & 0xffff;
         // Bit 3 of the type tells 32-bit gates from 16-bit ones.
-        if self.kind() & 8 != 0 { low | (self.raw >> 32 & 0xffff_0000) } else { low }
+        if self.kind() & 8 != 0 {
+            low | (self.raw >> 32 & 0xffff_0000)
+        } else {
+            low
+        }
     }
 
     /// The segment register that it makes.
@@ -132,7 +132,12 @@ impl Descriptor {
         if attributes & 0x10 != 0 {
             attributes |= 1;
         }
-        Segment { base: self.base(), limit: self.limit(), attributes, selector }
+        Segment {
+            base: self.base(),
+            limit: self.limit(),
+            attributes,
+            selector,
+        }
     }
 }
 
@@ -185,7 +190,9 @@ impl Vp {
 
     /// Reads a descriptor; `None` when the selector lies beyond its table.
     pub(crate) fn descriptor(&mut self, selector: u16) -> Result<Option<Descriptor>, Stop> {
-        let Some(at) = self.descriptor_address(selector) else { return Ok(None) };
+        let Some(at) = self.descriptor_address(selector) else {
+            return Ok(None);
+        };
         let raw = self.table_load::<u64>(at)?;
         Ok(Some(Descriptor { raw, at }))
     }
@@ -206,7 +213,9 @@ impl Vp {
     /// The second half of a 16-byte descriptor in long mode; #GP(selector)
     /// when it lies beyond the table.
     pub(crate) fn descriptor_high(&mut self, selector: u16, low: Descriptor) -> Result<u64, Stop> {
-        if self.descriptor_address(selector.wrapping_add(8) & 0xfffc).is_none()
+        if self
+            .descriptor_address(selector.wrapping_add(8) & 0xfffc)
+            .is_none()
             || selector & 0xfff8 == 0xfff8
         {
             return Err(self.selector_fault(vector::GP, selector, 0));

@@ -11,8 +11,6 @@ use crate::vp::Event;
 
 /// DR6.BD: a debug register was touched under DR7.GD.
 pub(crate) const DR6_BD: u64 = 1 << 13;
-/// DR6.BS: single step.
-pub(crate) const DR6_BS: u64 = 1 << 14;
 /// DR6.BT: task switch.
 pub(crate) const DR6_BT: u64 = 1 << 15;
 /// DR7.GD: general detect.
@@ -81,7 +79,10 @@ impl Vp {
                     self.enter_debug(0);
                 }
                 let trap = matches!(vector, vector::DB | vector::BP | vector::OF);
-                let fault = Fault { trap, ..Fault::new(vector, error) };
+                let fault = Fault {
+                    trap,
+                    ..Fault::new(vector, error)
+                };
                 let flags = self.pushed_flags(&fault);
                 return self.deliver_chain(fault, flags);
             }
@@ -90,7 +91,13 @@ impl Vp {
             self.nmi_blocked = true;
         }
         let flags = self.state.rflags();
-        let delivery = Delivery { vector, error: None, ext: 1, software: false, flags };
+        let delivery = Delivery {
+            vector,
+            error: None,
+            ext: 1,
+            software: false,
+            flags,
+        };
         match self.deliver(&delivery) {
             Ok(None) => None,
             Ok(Some(second)) => self.deliver_fault(second),
@@ -109,8 +116,13 @@ impl Vp {
             self.delivering = Some(current.vector);
             let error = has_error_code(current.vector).then_some(current.error);
             // A second exception in here is not the program's own doing.
-            let delivery =
-                Delivery { vector: current.vector, error, ext: 1, software: false, flags };
+            let delivery = Delivery {
+                vector: current.vector,
+                error,
+                ext: 1,
+                software: false,
+                flags,
+            };
             let second = match self.deliver(&delivery) {
                 Ok(None) => {
                     self.delivering = None;
@@ -129,7 +141,9 @@ impl Vp {
                 self.state.cr2 = second.address;
             }
             let next = second.and_then(|second| combine(current.vector, second));
-            let Some(next) = next else { return self.shut_down() };
+            let Some(next) = next else {
+                return self.shut_down();
+            };
             if next.vector == vector::DB {
                 self.enter_debug(next.dr6);
             }
@@ -238,7 +252,9 @@ impl Vp {
         }
         let map = self.table_load::<u16>(self.wrap_linear(tr.base.wrapping_add(0x66)))?;
         // The 32 bytes before the I/O bitmap.
-        let Some(start) = u64::from(map).checked_sub(32) else { return Err(self.gp(0)) };
+        let Some(start) = u64::from(map).checked_sub(32) else {
+            return Err(self.gp(0));
+        };
         let at = start + u64::from(vector / 8);
         if at > u64::from(tr.limit) {
             return Err(self.gp(0));
@@ -269,7 +285,11 @@ pub(crate) fn int3(vp: &mut Vp, _op: &Op) -> Step {
 
 /// INTO.
 pub(crate) fn into(vp: &mut Vp, _op: &Op) -> Step {
-    if vp.state.arith.overflow() { vp.software_interrupt(vector::OF, false) } else { Ok(()) }
+    if vp.state.arith.overflow() {
+        vp.software_interrupt(vector::OF, false)
+    } else {
+        Ok(())
+    }
 }
 
 /// INT1 (ICEBP).

@@ -28,22 +28,31 @@ impl Frame {
     /// A stack other than the running one; `error` is what #SS reports.
     pub(crate) fn new(segment: Segment, sp: u64, cpl: u8, error: u32) -> Self {
         let mask = if segment.big() { 0xffff_ffff } else { 0xffff };
-        Self { segment, long: false, mask, sp, cpl, error }
+        Self {
+            segment,
+            long: false,
+            mask,
+            sp,
+            cpl,
+            error,
+        }
     }
 
     /// A 64-bit stack.
     pub(crate) fn long(sp: u64, cpl: u8, error: u32) -> Self {
-        Self { segment: Segment::default(), long: true, mask: u64::MAX, sp, cpl, error }
+        Self {
+            segment: Segment::default(),
+            long: true,
+            mask: u64::MAX,
+            sp,
+            cpl,
+            error,
+        }
     }
 
     /// The same stack, with another error code for #SS.
     pub(crate) fn with_error(self, error: u32) -> Self {
         Self { error, ..self }
-    }
-
-    /// The stack pointer now.
-    pub(crate) fn sp(&self) -> u64 {
-        self.sp
     }
 
     /// Moves the stack pointer up.
@@ -68,8 +77,11 @@ impl Vp {
     /// Makes the frame's stack pointer RSP: all of it in long mode, else the
     /// low half.
     pub(crate) fn frame_commit(&mut self, frame: &Frame) {
-        self.state.gpr[reg::RSP] =
-            if self.state.long_mode() { frame.sp } else { frame.sp & 0xffff_ffff };
+        self.state.gpr[reg::RSP] = if self.state.long_mode() {
+            frame.sp
+        } else {
+            frame.sp & 0xffff_ffff
+        };
     }
 
     /// Pushes the low `size` bytes of `value`.
@@ -86,12 +98,7 @@ impl Vp {
     }
 
     /// Reads `size` bytes at `offset` above the stack pointer.
-    pub(crate) fn frame_peek(
-        &mut self,
-        frame: &Frame,
-        offset: u64,
-        size: u8,
-    ) -> Result<u64, Stop> {
+    pub(crate) fn frame_peek(&mut self, frame: &Frame, offset: u64, size: u8) -> Result<u64, Stop> {
         let sp = frame.sp.wrapping_add(offset) & frame.mask;
         let linear = self.frame_linear(frame, sp, size, false)?;
         self.at_level(frame.cpl, |vp| match size {
@@ -118,8 +125,10 @@ impl Vp {
         } else {
             last <= limit
         };
+        // Real mode looks at the limit alone.
         let writable = !write || segment.kind() & 0x1a == 0x12;
-        if segment.unusable() || !inside || !writable {
+        let usable = self.state.real_segments() || (writable && !segment.unusable());
+        if !inside || !usable {
             return Err(self.raise(Fault::new(vector::SS, frame.error)));
         }
         Ok(self.wrap_linear(segment.base.wrapping_add(sp)))

@@ -56,7 +56,9 @@ impl Vp {
         if gate.kind() == kind::TASK {
             let selector = gate.gate_selector();
             let tss = self.task_gate_target(selector, vector::GP, delivery.ext)?;
-            let source = TaskSource::Event { error: delivery.error };
+            let source = TaskSource::Event {
+                error: delivery.error,
+            };
             return self.task_switch(selector, &tss, source, delivery.flags, delivery.ext);
         }
         self.deliver_protected(delivery, &gate)?;
@@ -104,7 +106,10 @@ impl Vp {
             return Err(self.raise(Fault::new(vector::GP, delivery.idt_error())));
         }
         let at = self.wrap_linear(self.state.idtr.base.wrapping_add(offset));
-        Ok(Descriptor { raw: self.table_load::<u64>(at)?, at })
+        Ok(Descriptor {
+            raw: self.table_load::<u64>(at)?,
+            at,
+        })
     }
 
     fn check_gate(&mut self, delivery: &Delivery, gate: &Descriptor, wanted: bool) -> Step {
@@ -140,18 +145,31 @@ impl Vp {
         if !code.present() {
             return Err(self.selector_fault(vector::NP, selector, delivery.ext));
         }
-        let cpl = if code.is_conforming() { self.state.cpl } else { code.dpl() };
+        let cpl = if code.is_conforming() {
+            self.state.cpl
+        } else {
+            code.dpl()
+        };
         // Out of virtual-8086 mode the only way leads to level 0.
         if self.state.v86() && cpl != 0 {
             return Err(self.selector_fault(vector::GP, selector, delivery.ext));
         }
-        let inside =
-            if long { mmu::canonical(offset) } else { offset <= u64::from(code.limit()) };
+        let inside = if long {
+            mmu::canonical(offset)
+        } else {
+            offset <= u64::from(code.limit())
+        };
         if !inside {
             return Err(self.gp(delivery.ext));
         }
         let interrupt = matches!(gate.kind(), kind::INTERRUPT16 | kind::INTERRUPT32);
-        Ok(Target { code, selector, cpl, offset, interrupt })
+        Ok(Target {
+            code,
+            selector,
+            cpl,
+            offset,
+            interrupt,
+        })
     }
 
     fn deliver_protected(&mut self, delivery: &Delivery, gate: &Descriptor) -> Step {
@@ -218,7 +236,11 @@ impl Vp {
         let tr = self.state.seg[seg::TR];
         let level = u64::from(cpl);
         let wide = tr.kind() & 8 != 0;
-        let (offset, last) = if wide { (level * 8 + 4, 5) } else { (level * 4 + 2, 3) };
+        let (offset, last) = if wide {
+            (level * 8 + 4, 5)
+        } else {
+            (level * 4 + 2, 3)
+        };
         if offset + last > u64::from(tr.limit) {
             return Err(self.selector_fault(vector::TS, tr.selector, ext));
         }

@@ -161,13 +161,12 @@ impl Vp {
         self.switch_from_instruction(how, target, &tss)
     }
 
-    fn switch_from_instruction(
-        &mut self,
-        how: Transfer,
-        selector: u16,
-        tss: &Descriptor,
-    ) -> Step {
-        let source = if how == Transfer::Jump { TaskSource::Jump } else { TaskSource::Call };
+    fn switch_from_instruction(&mut self, how: Transfer, selector: u16, tss: &Descriptor) -> Step {
+        let source = if how == Transfer::Jump {
+            TaskSource::Jump
+        } else {
+            TaskSource::Call
+        };
         let flags = self.state.rflags() & !rflags::RF;
         if let Some(fault) = self.task_switch(selector, tss, source, flags, 0)? {
             // The new task's own first fault.
@@ -248,7 +247,11 @@ impl Vp {
         }
         let code = self.descriptor_or(selector, vector::GP, 0)?;
         let level = rpl(selector);
-        let levels = if code.is_conforming() { code.dpl() <= level } else { code.dpl() == level };
+        let levels = if code.is_conforming() {
+            code.dpl() <= level
+        } else {
+            code.dpl() == level
+        };
         let mixed = self.state.long_mode() && code.long() && code.big();
         if !code.is_code() || level < self.state.cpl || !levels || mixed {
             return Err(self.selector_fault(vector::GP, selector, 0));

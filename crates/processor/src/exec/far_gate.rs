@@ -74,8 +74,11 @@ impl Vp {
         if !code.present() {
             return Err(self.selector_fault(vector::NP, target, 0));
         }
-        let inside =
-            if long { mmu::canonical(offset) } else { offset <= u64::from(code.limit()) };
+        let inside = if long {
+            mmu::canonical(offset)
+        } else {
+            offset <= u64::from(code.limit())
+        };
         if !inside {
             return Err(self.gp(0));
         }
@@ -84,8 +87,18 @@ impl Vp {
             (false, true) => 4,
             (false, false) => 2,
         };
-        let parameters = if long { 0 } else { (gate.raw >> 32 & 0x1f) as u8 };
-        Ok(Gate { code, selector: target, offset, size, parameters })
+        let parameters = if long {
+            0
+        } else {
+            (gate.raw >> 32 & 0x1f) as u8
+        };
+        Ok(Gate {
+            code,
+            selector: target,
+            offset,
+            size,
+            parameters,
+        })
     }
 
     fn call_inner(&mut self, gate: &Gate) -> Step {

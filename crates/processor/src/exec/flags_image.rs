@@ -98,7 +98,11 @@ fn if_access(state: &State) -> IfAccess {
     } else {
         state.cr4 & cr::CR4_PVI != 0 && state.cpl == 3
     };
-    if virtual_flag { IfAccess::Virtual } else { IfAccess::Denied }
+    if virtual_flag {
+        IfAccess::Virtual
+    } else {
+        IfAccess::Denied
+    }
 }
 
 /// CLI.

@@ -175,7 +175,13 @@ impl Vp {
             return Err(self.gp(0));
         }
         let [esp, ss, es, ds, fs, gs] = values;
-        let order = [(seg::SS, ss), (seg::ES, es), (seg::DS, ds), (seg::FS, fs), (seg::GS, gs)];
+        let order = [
+            (seg::SS, ss),
+            (seg::ES, es),
+            (seg::DS, ds),
+            (seg::FS, fs),
+            (seg::GS, gs),
+        ];
         for (index, selector) in order {
             self.state.seg[index] = v86_segment(selector as u16);
         }

@@ -17,6 +17,7 @@ pub(crate) mod event_gate;
 pub(crate) mod far;
 pub(crate) mod far_gate;
 pub(crate) mod flags_image;
+pub(crate) mod fpu;
 pub(crate) mod iret;
 pub(crate) mod locked;
 pub(crate) mod msr;
@@ -33,6 +34,9 @@ pub(crate) mod system;
 pub(crate) mod system_select;
 pub(crate) mod system_tables;
 pub(crate) mod task;
+
+#[cfg(test)]
+mod system_tests;
 
 use crate::Vp;
 use crate::decode::{Mode, Selected};
@@ -53,7 +57,8 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op, mode: Mode) -> Opti
         .or_else(|| string::select(instruction, op))
         .or_else(|| locked::select(instruction, op))
         .or_else(|| decimal::select(instruction, op))
-        .or_else(|| system_select::select(instruction, op, mode))
+        .or_else(|| fpu::select(instruction, op))
+        .or_else(|| system_select::select(instruction, op))
 }
 
 /// #UD.

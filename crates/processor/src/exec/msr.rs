@@ -20,8 +20,6 @@ pub(crate) mod index {
     pub(crate) const TSC_ADJUST: u32 = 0x3b;
     /// IA32_BIOS_SIGN_ID, PATCH_LEVEL.
     pub(crate) const MICROCODE: u32 = 0x8b;
-    /// IA32_MTRRCAP.
-    pub(crate) const MTRR_CAP: u32 = 0xfe;
     /// IA32_ARCH_CAPABILITIES (Intel).
     pub(crate) const ARCH_CAPABILITIES: u32 = 0x10a;
     /// IA32_SYSENTER_CS.
@@ -42,10 +40,6 @@ pub(crate) mod index {
     pub(crate) const LAST_BRANCH_FROM: u32 = 0x1db;
     /// The last of them.
     pub(crate) const LAST_INTERRUPT_TO: u32 = 0x1de;
-    /// IA32_PAT.
-    pub(crate) const PAT: u32 = 0x277;
-    /// IA32_MTRR_DEF_TYPE.
-    pub(crate) const MTRR_DEF_TYPE: u32 = 0x2ff;
     /// IA32_EFER.
     pub(crate) const EFER: u32 = 0xc000_0080;
     /// IA32_STAR.
@@ -258,7 +252,11 @@ impl Vp {
             msr::FS_BASE | msr::GS_BASE => self.write_base_msr(index, value),
             _ => return self.write_other_msr(index, value),
         };
-        if valid { Written::Done } else { Written::Invalid }
+        if valid {
+            Written::Done
+        } else {
+            Written::Invalid
+        }
     }
 
     /// The system-call MSRs, memory types, and one vendor's own.
@@ -279,7 +277,11 @@ impl Vp {
                 None => return self.write_vendor_msr(index),
             },
         };
-        if valid { Written::Done } else { Written::Invalid }
+        if valid {
+            Written::Done
+        } else {
+            Written::Invalid
+        }
     }
 
     /// One vendor's MSRs: what can be written has no effect here.
@@ -308,21 +310,22 @@ impl Vp {
         if !canonical(value) {
             return false;
         }
-        let segment = if index == msr::FS_BASE { seg::FS } else { seg::GS };
+        let segment = if index == msr::FS_BASE {
+            seg::FS
+        } else {
+            seg::GS
+        };
         self.state.seg[segment].base = value;
         true
     }
 
     fn write_efer(&mut self, value: u64) -> bool {
         let old = self.state.efer;
-        let writable = cr::EFER_SCE
-            | cr::EFER_LME
-            | cr::EFER_NXE
-            | self.config.features.extra_efer();
+        let writable =
+            cr::EFER_SCE | cr::EFER_LME | cr::EFER_NXE | self.config.features.extra_efer();
         let paging = self.state.cr0 & cr::CR0_PG != 0;
         // LMA is read-only: what is written to it does not matter.
-        if value & !(writable | cr::EFER_LMA) != 0
-            || (paging && (old ^ value) & cr::EFER_LME != 0)
+        if value & !(writable | cr::EFER_LMA) != 0 || (paging && (old ^ value) & cr::EFER_LME != 0)
         {
             return false;
         }

@@ -71,9 +71,16 @@ pub(super) fn write(msrs: &mut Msrs, index: u32, value: u64, physical_bits: u32)
         CAP => return Some(false),
         VARIABLE_FIRST..=VARIABLE_LAST => {
             let is_mask = index & 1 != 0;
-            let reserved = if is_mask { beyond | 0x7ff } else { beyond | 0xf00 };
+            let reserved = if is_mask {
+                beyond | 0x7ff
+            } else {
+                beyond | 0xf00
+            };
             let valid = value & reserved == 0 && (is_mask || is_mtrr_type(types[0]));
-            (valid, &mut msrs.mtrr_variable[(index - VARIABLE_FIRST) as usize])
+            (
+                valid,
+                &mut msrs.mtrr_variable[(index - VARIABLE_FIRST) as usize],
+            )
         }
         PAT => (types.iter().all(|&kind| is_pat_type(kind)), &mut msrs.pat),
         DEF_TYPE => {
@@ -94,7 +101,10 @@ mod tests {
 
     #[test]
     fn invalid_types_and_reserved_bits_are_refused_and_change_nothing() {
-        let mut msrs = Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() };
+        let mut msrs = Msrs {
+            pat: 0x0007_0406_0007_0406,
+            ..Msrs::default()
+        };
         assert_eq!(write(&mut msrs, PAT, 2, 40), Some(false));
         assert_eq!(read(&msrs, PAT), Some(0x0007_0406_0007_0406));
         assert_eq!(write(&mut msrs, PAT, 0x0507_0406_0007_0106, 40), Some(true));
@@ -105,8 +115,14 @@ mod tests {
         assert_eq!(write(&mut msrs, 0x201, 1 << 40 | 0x800, 40), Some(false));
         assert_eq!(write(&mut msrs, 0x201, 0xff_ffff_f800, 40), Some(true));
         assert_eq!(write(&mut msrs, 0x200, 0x106, 40), Some(false));
-        assert_eq!(write(&mut msrs, 0x268, 0x0606_0606_0606_0606, 40), Some(true));
-        assert_eq!(write(&mut msrs, 0x268, 0x0206_0606_0606_0606, 40), Some(false));
+        assert_eq!(
+            write(&mut msrs, 0x268, 0x0606_0606_0606_0606, 40),
+            Some(true)
+        );
+        assert_eq!(
+            write(&mut msrs, 0x268, 0x0206_0606_0606_0606, 40),
+            Some(false)
+        );
         assert_eq!(write(&mut msrs, CAP, 0, 40), Some(false));
         assert_eq!(write(&mut msrs, 0x300, 0, 40), None);
     }

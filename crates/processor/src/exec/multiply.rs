@@ -87,7 +87,7 @@ fn dividend(vp: &Vp, size: u8) -> u128 {
     u128::from(vp.gpr(size, RDX)) << bits | u128::from(vp.gpr(size, RAX))
 }
 
-fn store_quotient(vp: &mut Vp, size: u8, quotient: u64, remainder: u64) -> Step {
+fn store_quotient(vp: &mut Vp, size: u8, (quotient, remainder): (u64, u64)) -> Step {
     if size == 1 {
         vp.set_gpr(2, RAX, (remainder & 0xff) << 8 | quotient & 0xff);
     } else {
@@ -97,9 +97,6 @@ fn store_quotient(vp: &mut Vp, size: u8, quotient: u64, remainder: u64) -> Step 
     Ok(())
 }
 
-// DIV and IDIV leave all status flags undefined; processors of both vendors
-// leave them alone.
-
 fn div(vp: &mut Vp, op: &Op) -> Step {
     let divisor = vp.read_rm(op, op.size)?;
     let value = dividend(vp, op.size);
@@ -107,13 +104,10 @@ fn div(vp: &mut Vp, op: &Op) -> Step {
     if divisor == 0 || value >> bits >= u128::from(divisor) {
         return Err(vp.raise(Fault::new(vector::DE, 0)));
     }
-    let (quotient, remainder) = if let Ok(value) = u64::try_from(value) {
-        (value / divisor, value % divisor)
-    } else {
-        let divisor = u128::from(divisor);
-        ((value / divisor) as u64, (value % divisor) as u64)
-    };
-    store_quotient(vp, op.size, quotient, remainder)
+    let flags = &mut vp.state.arith;
+    let (low, high) = (value as u64, (value >> bits) as u64);
+    let result = arith::div(low, high, divisor, u64::from(op.size), flags);
+    store_quotient(vp, op.size, result)
 }
 
 fn idiv(vp: &mut Vp, op: &Op) -> Step {
@@ -125,8 +119,10 @@ fn idiv(vp: &mut Vp, op: &Op) -> Step {
     let quotient = value.checked_div(divisor);
     match quotient {
         Some(quotient) if (-limit..limit).contains(&quotient) => {
-            let remainder = value.wrapping_rem(divisor);
-            store_quotient(vp, op.size, quotient as u64, remainder as u64)
+            let flags = &mut vp.state.arith;
+            let (low, high) = (value as u64, (value >> bits) as u64);
+            let result = arith::idiv(low, high, raw, u64::from(op.size), flags);
+            store_quotient(vp, op.size, result)
         }
         _ => Err(vp.raise(Fault::new(vector::DE, 0))),
     }

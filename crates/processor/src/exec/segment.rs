@@ -17,7 +17,12 @@ const V86_ATTRIBUTES: u32 = 0xf3;
 pub(crate) fn null_segment(selector: u16) -> Segment {
     // The DPL is kept for SS, where it is the CPL.
     let dpl = u32::from(selector & 3) << 5;
-    Segment { base: 0, limit: 0, attributes: Segment::UNUSABLE | dpl, selector }
+    Segment {
+        base: 0,
+        limit: 0,
+        attributes: Segment::UNUSABLE | dpl,
+        selector,
+    }
 }
 
 /// A segment register in virtual-8086 mode.
@@ -105,7 +110,11 @@ impl Vp {
         // Real mode keeps the limit and the rights ("unreal" mode rests on it).
         let mut segment = self.state.seg[index];
         if segment.unusable() {
-            segment = Segment { limit: 0xffff, attributes: 0x93, ..segment };
+            segment = Segment {
+                limit: 0xffff,
+                attributes: 0x93,
+                ..segment
+            };
         }
         segment.base = u64::from(selector) << 4;
         segment.selector = selector;

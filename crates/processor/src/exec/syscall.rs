@@ -48,16 +48,22 @@ pub(crate) fn syscall(vp: &mut Vp, _op: &Op) -> Step {
     let cs = (star >> 32) as u16 & 0xfffc;
     let trapping = flags & rflags::TF != 0;
     if vp.state.long_mode() {
-        let target = if vp.state.code64() { vp.state.msr.lstar } else { vp.state.msr.cstar };
+        let target = if vp.state.code64() {
+            vp.state.msr.lstar
+        } else {
+            vp.state.msr.cstar
+        };
         vp.state.gpr[reg::RCX] = next;
         vp.state.gpr[reg::R11] = flags & !rflags::RF;
         vp.state.rip = target;
-        vp.state.set_rflags(flags & !vp.state.msr.sfmask & !rflags::RF);
+        vp.state
+            .set_rflags(flags & !vp.state.msr.sfmask & !rflags::RF);
         vp.flat_segments(cs, CODE64, cs.wrapping_add(8), 0);
     } else {
         vp.state.gpr[reg::RCX] = next & 0xffff_ffff;
         vp.state.rip = star & 0xffff_ffff;
-        vp.state.set_rflags(flags & !(rflags::VM | rflags::IF | rflags::RF));
+        vp.state
+            .set_rflags(flags & !(rflags::VM | rflags::IF | rflags::RF));
         vp.flat_segments(cs, CODE32, cs.wrapping_add(8), 0);
     }
     if trapping && vp.state.system_flags & rflags::TF == 0 {
@@ -115,7 +121,12 @@ pub(crate) fn sysenter(vp: &mut Vp, _op: &Op) -> Step {
         return Err(vp.gp(0));
     }
     vp.state.system_flags &= !(rflags::VM | rflags::IF | rflags::RF);
-    vp.flat_segments(cs, if long { CODE64 } else { CODE32 }, cs.wrapping_add(8), 0);
+    vp.flat_segments(
+        cs,
+        if long { CODE64 } else { CODE32 },
+        cs.wrapping_add(8),
+        0,
+    );
     let mask = if long { u64::MAX } else { 0xffff_ffff };
     vp.state.gpr[reg::RSP] = vp.state.msr.sysenter_esp & mask;
     vp.state.rip = vp.state.msr.sysenter_eip & mask;

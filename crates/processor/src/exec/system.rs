@@ -13,7 +13,11 @@ const PAUSES_PER_YIELD: u32 = 64;
 
 impl Vp {
     fn check_cpl0(&mut self) -> Step {
-        if self.state.cpl != 0 { Err(self.gp(0)) } else { Ok(()) }
+        if self.state.cpl != 0 {
+            Err(self.gp(0))
+        } else {
+            Ok(())
+        }
     }
 
     /// The guest's time-stamp counter.
@@ -48,7 +52,11 @@ pub(crate) fn cpuid(vp: &mut Vp, _op: &Op) -> Step {
     if leaf == 0x8000_0008 {
         default[0] = (default[0] & !0xff) | vp.config.physical_bits;
     }
-    let answer = vp.answer_raw(Exit::Cpuid { leaf, subleaf, default })?;
+    let answer = vp.answer_raw(Exit::Cpuid {
+        leaf,
+        subleaf,
+        default,
+    })?;
     let [eax, ebx, ecx, edx] = match answer {
         Completion::Cpuid(values) => values,
         _ => default,
@@ -106,6 +114,11 @@ pub(crate) fn rdpmc(vp: &mut Vp, _op: &Op) -> Step {
 /// offered.
 pub(crate) fn undefined(vp: &mut Vp, _op: &Op) -> Step {
     Err(vp.ud())
+}
+
+/// Hints that nothing here takes.
+pub(crate) fn no_operation(_vp: &mut Vp, _op: &Op) -> Step {
+    Ok(())
 }
 
 /// WBINVD and INVD: memory is the host's, and coherent.

@@ -4,18 +4,18 @@ use super::{
     control_registers, debug, event, far, flags_image, iret, msr, port, segment, syscall, system,
     system_tables as tables,
 };
-use crate::decode::{Mode, Selected};
+use crate::decode::Selected;
 use crate::op::{Op, OpFn};
 use crate::state::seg;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 /// The handler for an instruction of this theme.
-pub(crate) fn select(instruction: &Instruction, op: &mut Op, mode: Mode) -> Option<Selected> {
+pub(crate) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
     segments(instruction, op)
         .or_else(|| far_transfers(instruction, op))
-        .or_else(|| events(instruction, mode))
+        .or_else(|| events(instruction))
         .or_else(|| descriptor_tables(instruction, op))
-        .or_else(|| ports(instruction, op, mode))
+        .or_else(|| ports(instruction, op))
         .or_else(|| control(instruction, op))
         .or_else(|| misc(instruction, op))
 }
@@ -43,7 +43,10 @@ fn segments(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
             if first == Register::CS {
                 return None;
             }
-            Some(Selected { run: segment::mov_to_segment, ends: first == Register::SS })
+            Some(Selected {
+                run: segment::mov_to_segment,
+                ends: first == Register::SS,
+            })
         }
         Mnemonic::Mov if second.is_segment_register() => {
             op.dst = number(second);
@@ -58,7 +61,10 @@ fn segments(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
         Mnemonic::Pop if first.is_segment_register() => {
             op.dst = number(first);
             op.size = stack_size(instruction);
-            Some(Selected { run: segment::pop_segment, ends: first == Register::SS })
+            Some(Selected {
+                run: segment::pop_segment,
+                ends: first == Register::SS,
+            })
         }
         name => {
             op.aux = match name {
@@ -71,7 +77,10 @@ fn segments(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
             } as u8;
             op.dst = number(first);
             op.size = first.size() as u8;
-            Some(Selected { run: segment::load_far_pointer, ends: name == Mnemonic::Lss })
+            Some(Selected {
+                run: segment::load_far_pointer,
+                ends: name == Mnemonic::Lss,
+            })
         }
     }
 }
@@ -116,7 +125,7 @@ fn far_transfers(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
     Selected::last(run)
 }
 
-fn events(instruction: &Instruction, _mode: Mode) -> Option<Selected> {
+fn events(instruction: &Instruction) -> Option<Selected> {
     Selected::last(match instruction.mnemonic() {
         Mnemonic::Int => event::int_n,
         Mnemonic::Int3 => event::int3,
@@ -177,7 +186,7 @@ fn registers(instruction: &Instruction, op: &mut Op) {
     }
 }
 
-fn ports(instruction: &Instruction, op: &mut Op, mode: Mode) -> Option<Selected> {
+fn ports(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
     let (run, size): (OpFn, u8) = match instruction.code() {
         Code::In_AL_imm8 => (port::in_immediate, 1),
         Code::In_AX_imm8 => (port::in_immediate, 2),
@@ -212,7 +221,6 @@ fn ports(instruction: &Instruction, op: &mut Op, mode: Mode) -> Option<Selected>
         op.segment = number(instruction.memory_segment());
     }
     op.size = size;
-    let _ = mode;
     // A port may change anything, the A20 gate and reset included.
     Selected::last(run)
 }
@@ -287,11 +295,19 @@ fn misc(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
         Mnemonic::Rdmsr => (msr::rdmsr, true),
         Mnemonic::Wrmsr => (msr::wrmsr, true),
         Mnemonic::Sysret | Mnemonic::Sysretq => {
-            op.size = if instruction.code() == Code::Sysretq { 8 } else { 4 };
+            op.size = if instruction.code() == Code::Sysretq {
+                8
+            } else {
+                4
+            };
             (syscall::sysret, true)
         }
         Mnemonic::Sysexit | Mnemonic::Sysexitq => {
-            op.size = if instruction.code() == Code::Sysexitq { 8 } else { 4 };
+            op.size = if instruction.code() == Code::Sysexitq {
+                8
+            } else {
+                4
+            };
             (syscall::sysexit, true)
         }
         Mnemonic::Invlpg => (system::invlpg, true),
@@ -299,7 +315,10 @@ fn misc(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
             op.dst = number(first);
             (system::invpcid, true)
         }
-        Mnemonic::Wbinvd | Mnemonic::Invd => (system::wbinvd, false),
+        // Without WBNOINVD its F3 prefix means nothing.
+        Mnemonic::Wbinvd | Mnemonic::Wbnoinvd | Mnemonic::Invd => (system::wbinvd, false),
+        // Hints, and what is one while shadow stacks are not there.
+        Mnemonic::Rdsspd | Mnemonic::Rdsspq | Mnemonic::Cldemote => (system::no_operation, false),
         Mnemonic::Swapgs => (system::swapgs, false),
         Mnemonic::Pause => (system::pause, false),
         Mnemonic::Rsm | Mnemonic::Monitor | Mnemonic::Mwait => (system::undefined, true),
@@ -312,7 +331,14 @@ fn misc(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
             let fs = matches!(name, Mnemonic::Rdfsbase | Mnemonic::Wrfsbase);
             op.aux = if fs { seg::FS } else { seg::GS } as u8;
             let reads = matches!(name, Mnemonic::Rdfsbase | Mnemonic::Rdgsbase);
-            (if reads { system::read_base } else { system::write_base }, false)
+            (
+                if reads {
+                    system::read_base
+                } else {
+                    system::write_base
+                },
+                false,
+            )
         }
         _ => return None,
     };

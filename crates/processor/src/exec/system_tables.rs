@@ -67,8 +67,11 @@ pub(crate) fn lldt(vp: &mut Vp, op: &Op) -> Step {
     check_system_load(vp)?;
     let selector = vp.read_rm(op, 2)? as u16;
     if is_null(selector) {
-        vp.state.seg[seg::LDTR] =
-            Segment { attributes: Segment::UNUSABLE, selector, ..Segment::default() };
+        vp.state.seg[seg::LDTR] = Segment {
+            attributes: Segment::UNUSABLE,
+            selector,
+            ..Segment::default()
+        };
         return Ok(());
     }
     if selector & 4 != 0 {
@@ -154,7 +157,11 @@ impl Vp {
             return Err(self.gp(0));
         }
         // A 16-bit operand size loads 24 bits.
-        let base = if !long && op.size == 2 { base & 0xff_ffff } else { base };
+        let base = if !long && op.size == 2 {
+            base & 0xff_ffff
+        } else {
+            base
+        };
         Ok(Table { base, limit })
     }
 
@@ -164,7 +171,9 @@ impl Vp {
         if is_null(selector) {
             return Ok(None);
         }
-        let Some(found) = self.descriptor(selector)? else { return Ok(None) };
+        let Some(found) = self.descriptor(selector)? else {
+            return Ok(None);
+        };
         let level = rpl(selector).max(self.state.cpl);
         Ok((found.is_conforming() || level <= found.dpl()).then_some(found))
     }
@@ -182,11 +191,13 @@ fn asked_selector(vp: &mut Vp, op: &Op) -> Result<u16, Stop> {
 pub(crate) fn lar(vp: &mut Vp, op: &Op) -> Step {
     let selector = asked_selector(vp, op)?;
     let long = vp.state.long_mode();
-    let found = vp.visible_descriptor(selector)?.filter(|found| match found.kind() {
-        kind::LDT | kind::TSS32 | kind::TSS32_BUSY | kind::CALL32 => true,
-        kind::TSS16 | kind::TSS16_BUSY | kind::CALL16 | kind::TASK => !long,
-        other => other >= 0x10,
-    });
+    let found = vp
+        .visible_descriptor(selector)?
+        .filter(|found| match found.kind() {
+            kind::LDT | kind::TSS32 | kind::TSS32_BUSY | kind::CALL32 => true,
+            kind::TSS16 | kind::TSS16_BUSY | kind::CALL16 | kind::TASK => !long,
+            other => other >= 0x10,
+        });
     vp.state.arith.set_zero(found.is_some());
     if let Some(found) = found {
         vp.set_gpr(op.size, op.dst, found.raw >> 32 & 0x00ff_ff00);
@@ -198,11 +209,13 @@ pub(crate) fn lar(vp: &mut Vp, op: &Op) -> Step {
 pub(crate) fn lsl(vp: &mut Vp, op: &Op) -> Step {
     let selector = asked_selector(vp, op)?;
     let long = vp.state.long_mode();
-    let found = vp.visible_descriptor(selector)?.filter(|found| match found.kind() {
-        kind::LDT | kind::TSS32 | kind::TSS32_BUSY => true,
-        kind::TSS16 | kind::TSS16_BUSY => !long,
-        other => other >= 0x10,
-    });
+    let found = vp
+        .visible_descriptor(selector)?
+        .filter(|found| match found.kind() {
+            kind::LDT | kind::TSS32 | kind::TSS32_BUSY => true,
+            kind::TSS16 | kind::TSS16_BUSY => !long,
+            other => other >= 0x10,
+        });
     vp.state.arith.set_zero(found.is_some());
     if let Some(found) = found {
         vp.set_gpr(op.size, op.dst, u64::from(found.limit()));
@@ -214,7 +227,9 @@ pub(crate) fn lsl(vp: &mut Vp, op: &Op) -> Step {
 pub(crate) fn verr(vp: &mut Vp, op: &Op) -> Step {
     let selector = asked_selector(vp, op)?;
     let found = vp.visible_descriptor(selector)?;
-    vp.state.arith.set_zero(found.is_some_and(|found| found.is_readable()));
+    vp.state
+        .arith
+        .set_zero(found.is_some_and(|found| found.is_readable()));
     Ok(())
 }
 
@@ -222,7 +237,9 @@ pub(crate) fn verr(vp: &mut Vp, op: &Op) -> Step {
 pub(crate) fn verw(vp: &mut Vp, op: &Op) -> Step {
     let selector = asked_selector(vp, op)?;
     let found = vp.visible_descriptor(selector)?;
-    vp.state.arith.set_zero(found.is_some_and(|found| found.is_writable_data()));
+    vp.state
+        .arith
+        .set_zero(found.is_some_and(|found| found.is_writable_data()));
     Ok(())
 }
 

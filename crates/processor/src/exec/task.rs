@@ -10,7 +10,7 @@ use super::segment::{null_segment, v86_segment};
 use crate::Vp;
 use crate::fault::{Fault, Step, Stop, StopReason, vector};
 use crate::mmu::{self, Access};
-use crate::state::{Segment, cr, reg, rflags, seg};
+use crate::state::{Segment, cr, rflags, seg};
 use crate::vp::attention;
 
 /// What makes the switch.
@@ -123,7 +123,7 @@ impl Vp {
         self.check_task(selector, tss, source, ext)?;
         let new = layout(tss.kind());
         let task = self.read_task(tss, &new)?;
-        self.leave_task(tss, source, flags)?;
+        self.leave_task(source, flags)?;
         // From here on the new task runs.
         self.enter_task(selector, tss, source, &task)?;
         let error_size = new.size;
@@ -171,12 +171,23 @@ impl Vp {
         self.probe_with(old.base, old_size, Access::Write, rights)?;
         if source.nests() {
             self.probe_with(tss.base(), 2, Access::Write, rights)?;
+        } else {
+            self.probe_type(self.gdt_entry(old.selector))?;
         }
         if source != TaskSource::Return {
             self.probe_type(tss.at)?;
         }
         let size = u64::from(layout(tss.kind()).limit) + 1;
         self.probe_with(tss.base(), size, Access::Read, rights)
+    }
+
+    fn gdt_entry(&self, selector: u16) -> u64 {
+        self.wrap_linear(
+            self.state
+                .gdtr
+                .base
+                .wrapping_add(u64::from(selector & 0xfff8)),
+        )
     }
 
     fn task_field(&mut self, base: u64, offset: u64, size: u8) -> Result<u64, Stop> {
@@ -213,7 +224,12 @@ impl Vp {
         for (i, register) in task.registers.iter_mut().enumerate() {
             *register = self.task_field(base, layout.registers + step * i as u64, size)?;
         }
-        for (i, segment) in task.segments.iter_mut().take(layout.segment_count).enumerate() {
+        for (i, segment) in task
+            .segments
+            .iter_mut()
+            .take(layout.segment_count)
+            .enumerate()
+        {
             *segment = self.task_field(base, layout.segments + step * i as u64, 2)? as u16;
         }
         if size == 4 {
@@ -226,16 +242,19 @@ impl Vp {
     }
 
     /// Saves the old task and marks it no longer busy where that is due.
-    fn leave_task(&mut self, _tss: &Descriptor, source: TaskSource, flags: u64) -> Step {
+    fn leave_task(&mut self, source: TaskSource, flags: u64) -> Step {
         let old = self.state.seg[seg::TR];
         let layout = layout(old.kind());
         let size = layout.size;
         let step = u64::from(size);
         if !source.nests() {
-            let descriptor = self.state.gdtr.base.wrapping_add(u64::from(old.selector & 0xfff8));
-            self.update_type(self.wrap_linear(descriptor), 0, 2)?;
+            self.update_type(self.gdt_entry(old.selector), 0, 2)?;
         }
-        let flags = if source == TaskSource::Return { flags & !rflags::NT } else { flags };
+        let flags = if source == TaskSource::Return {
+            flags & !rflags::NT
+        } else {
+            flags
+        };
         self.set_task_field(old.base, layout.ip, size, self.state.rip)?;
         self.set_task_field(old.base, layout.flags, size, flags)?;
         for i in 0..8 {
@@ -292,11 +311,20 @@ impl Vp {
     fn load_task(&mut self, task: &Task) -> Step {
         let v86 = task.flags & rflags::VM != 0;
         // Selectors first: handlers see them even where the load fails.
-        let unusable = Segment { attributes: Segment::UNUSABLE, ..Segment::default() };
+        let unusable = Segment {
+            attributes: Segment::UNUSABLE,
+            ..Segment::default()
+        };
         for (i, selector) in task.segments.iter().enumerate() {
-            self.state.seg[i] = Segment { selector: *selector, ..unusable };
+            self.state.seg[i] = Segment {
+                selector: *selector,
+                ..unusable
+            };
         }
-        self.state.seg[seg::LDTR] = Segment { selector: task.ldt, ..unusable };
+        self.state.seg[seg::LDTR] = Segment {
+            selector: task.ldt,
+            ..unusable
+        };
         self.state.cpl = if v86 { 3 } else { rpl(task.segments[seg::CS]) };
         self.mmu.generation = self.mmu.generation.wrapping_add(1);
         if let Some(cr3) = task.cr3 {
@@ -346,7 +374,11 @@ impl Vp {
         }
         let found = self.descriptor_or(selector, vector::TS, 0)?;
         let level = rpl(selector);
-        let fits = if found.is_conforming() { found.dpl() <= level } else { found.dpl() == level };
+        let fits = if found.is_conforming() {
+            found.dpl() <= level
+        } else {
+            found.dpl() == level
+        };
         if !found.is_code() || !fits {
             return Err(self.selector_fault(vector::TS, selector, 0));
         }

@@ -38,14 +38,32 @@ impl Area {
         ftruncate(&file, SIZE as u64).ok()?;
         // SAFETY: new mappings at addresses of the kernel's choice.
         let writable = unsafe {
-            mmap(null_mut(), SIZE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+            mmap(
+                null_mut(),
+                SIZE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )
         };
         // SAFETY: as above.
         let executable = unsafe {
-            mmap(null_mut(), SIZE, ProtFlags::READ | ProtFlags::EXEC, MapFlags::SHARED, &file, 0)
+            mmap(
+                null_mut(),
+                SIZE,
+                ProtFlags::READ | ProtFlags::EXEC,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )
         };
         let (writable, executable) = (writable.ok()?.cast(), executable.ok()?.cast::<u8>());
-        Some(Self { writable, executable: executable.cast_const(), inner: Mutex::default() })
+        Some(Self {
+            writable,
+            executable: executable.cast_const(),
+            inner: Mutex::default(),
+        })
     }
 
     fn place(&self, inner: &mut Inner, code: &[u8]) -> Option<u32> {
@@ -65,7 +83,8 @@ impl Area {
 
 /// The executable mapping; null if the host allows none.
 pub(super) fn base() -> *const u8 {
-    AREA.as_ref().map_or(std::ptr::null(), |area| area.executable)
+    AREA.as_ref()
+        .map_or(std::ptr::null(), |area| area.executable)
 }
 
 /// The stub under `key`, emitted with `code` if it is new. `None` if `code`

@@ -4,7 +4,7 @@ use super::{Frame, Stub, area};
 use iced_x86::code_asm::*;
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, IcedError, Instruction, MemoryOperand, Mnemonic,
-    OpCodeOperandKind, Register,
+    OpCodeOperandKind, OpKind, Register,
 };
 use std::mem::offset_of;
 
@@ -56,7 +56,10 @@ impl Form {
     pub(crate) fn new(instruction: &Instruction) -> Option<Self> {
         let code = instruction.code();
         if code.encoding() != EncodingKind::Legacy
-            || !code.cpuid_features().iter().all(|&feature| allowed_feature(feature))
+            || !code
+                .cpuid_features()
+                .iter()
+                .all(|&feature| allowed_feature(feature))
         {
             return None;
         }
@@ -82,7 +85,19 @@ impl Form {
             }
             _ => return None,
         };
-        Some(Self { code, detail, x87: false, places: (first, second) })
+        // In memory there is one element to choose from; a register has four.
+        let in_memory = instruction.op1_kind() == OpKind::Memory;
+        let detail = if code == Code::Insertps_xmm_xmmm32_imm8 && in_memory {
+            detail & 0x3f
+        } else {
+            detail
+        };
+        Some(Self {
+            code,
+            detail,
+            x87: false,
+            places: (first, second),
+        })
     }
 
     fn x87(instruction: &Instruction) -> Option<Self> {
@@ -96,7 +111,12 @@ impl Form {
             }
         }
         let code = instruction.code();
-        Some(Self { code, detail, x87: true, places: (None, None) })
+        Some(Self {
+            code,
+            detail,
+            x87: true,
+            places: (None, None),
+        })
     }
 
     /// An x87 form: it works on the image in the [`Frame`].
@@ -119,10 +139,16 @@ impl Form {
         use Mnemonic as M;
         matches!(
             self.code.mnemonic(),
-            M::Comiss | M::Comisd | M::Ucomiss | M::Ucomisd | M::Ptest | M::Pcmpestri
-                | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm | M::Fcomi | M::Fcomip | M::Fucomi
+            M::Comiss
+                | M::Comisd
+                | M::Ucomiss
+                | M::Ucomisd
+                | M::Ptest
+                | M::Fcomi
+                | M::Fcomip
+                | M::Fucomi
                 | M::Fucomip
-        )
+        ) || self.is_string()
     }
 
     /// The form reads or writes the status flags.
@@ -134,22 +160,38 @@ impl Form {
         use Mnemonic as M;
         matches!(
             self.code.mnemonic(),
-            M::Fcmovb | M::Fcmove | M::Fcmovbe | M::Fcmovu | M::Fcmovnb | M::Fcmovne
-                | M::Fcmovnbe | M::Fcmovnu
+            M::Fcmovb
+                | M::Fcmove
+                | M::Fcmovbe
+                | M::Fcmovu
+                | M::Fcmovnb
+                | M::Fcmovne
+                | M::Fcmovnbe
+                | M::Fcmovnu
         )
     }
 
     /// The form has operands that its encoding does not name.
     pub(crate) fn has_implicit(&self) -> bool {
         use Mnemonic as M;
-        self.is_string() || matches!(self.code.mnemonic(), M::Pblendvb | M::Blendvps | M::Blendvpd)
+        self.is_string()
+            || matches!(
+                self.code.mnemonic(),
+                M::Pblendvb | M::Blendvps | M::Blendvpd
+            )
     }
 
-    fn is_string(&self) -> bool {
+    /// PCMPESTRI and its kin.
+    pub(crate) fn is_string(&self) -> bool {
         use Mnemonic as M;
         matches!(
             self.code.mnemonic(),
-            M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm
+            M::Pcmpestri
+                | M::Pcmpestri64
+                | M::Pcmpestrm
+                | M::Pcmpestrm64
+                | M::Pcmpistri
+                | M::Pcmpistrm
         )
     }
 
@@ -231,12 +273,24 @@ impl Form {
                 _ => vector,
             }
         };
-        let first = register(0, Register::R8, Register::R8D, Register::XMM1, Register::MM1);
+        let first = register(
+            0,
+            Register::R8,
+            Register::R8D,
+            Register::XMM1,
+            Register::MM1,
+        );
         let immediate = u32::from(self.detail);
         if self.places.1.is_none() {
             return Instruction::with2(self.code, first, immediate);
         }
-        let second = register(1, Register::R9, Register::R9D, Register::XMM2, Register::MM2);
+        let second = register(
+            1,
+            Register::R9,
+            Register::R9D,
+            Register::XMM2,
+            Register::MM2,
+        );
         if operands.op_count() == 2 {
             Instruction::with2(self.code, first, second)
         } else {
@@ -271,7 +325,11 @@ impl Form {
         let operands = self.code.op_code();
         let stack = Register::ST0 + u32::from(self.detail & 7);
         let register = |index: u32| {
-            if operands.op_kind(index) == OpCodeOperandKind::st0 { Register::ST0 } else { stack }
+            if operands.op_kind(index) == OpCodeOperandKind::st0 {
+                Register::ST0
+            } else {
+                stack
+            }
         };
         match operands.op_count() {
             0 => Ok(Instruction::with(self.code)),
@@ -310,9 +368,27 @@ fn is_x87_control(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Fldenv | M::Fnstenv | M::Fstenv | M::Frstor | M::Fnsave | M::Fsave | M::Finit
-            | M::Fninit | M::Fclex | M::Fnclex | M::Fldcw | M::Fnstcw | M::Fstcw | M::Fnstsw
-            | M::Fstsw | M::Feni | M::Fneni | M::Fdisi | M::Fndisi | M::Fsetpm | M::Fnsetpm
+        M::Fldenv
+            | M::Fnstenv
+            | M::Fstenv
+            | M::Frstor
+            | M::Fnsave
+            | M::Fsave
+            | M::Finit
+            | M::Fninit
+            | M::Fclex
+            | M::Fnclex
+            | M::Fldcw
+            | M::Fnstcw
+            | M::Fstcw
+            | M::Fnstsw
+            | M::Fstsw
+            | M::Feni
+            | M::Fneni
+            | M::Fdisi
+            | M::Fndisi
+            | M::Fsetpm
+            | M::Fnsetpm
             | M::Wait
     )
 }
@@ -322,18 +398,80 @@ fn uses_mxcsr(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Addps | M::Addpd | M::Addss | M::Addsd | M::Subps | M::Subpd | M::Subss | M::Subsd
-            | M::Mulps | M::Mulpd | M::Mulss | M::Mulsd | M::Divps | M::Divpd | M::Divss
-            | M::Divsd | M::Sqrtps | M::Sqrtpd | M::Sqrtss | M::Sqrtsd | M::Minps | M::Minpd
-            | M::Minss | M::Minsd | M::Maxps | M::Maxpd | M::Maxss | M::Maxsd | M::Rcpps
-            | M::Rcpss | M::Rsqrtps | M::Rsqrtss | M::Cmpps | M::Cmppd | M::Cmpss | M::Cmpsd
-            | M::Comiss | M::Comisd | M::Ucomiss | M::Ucomisd | M::Addsubps | M::Addsubpd
-            | M::Haddps | M::Haddpd | M::Hsubps | M::Hsubpd | M::Dpps | M::Dppd | M::Roundps
-            | M::Roundpd | M::Roundss | M::Roundsd | M::Cvtpi2ps | M::Cvtpi2pd | M::Cvtps2pi
-            | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi | M::Cvtsi2ss | M::Cvtsi2sd
-            | M::Cvtss2si | M::Cvtsd2si | M::Cvttss2si | M::Cvttsd2si | M::Cvtps2pd
-            | M::Cvtpd2ps | M::Cvtss2sd | M::Cvtsd2ss | M::Cvtdq2ps | M::Cvtdq2pd | M::Cvtps2dq
-            | M::Cvttps2dq | M::Cvtpd2dq | M::Cvttpd2dq
+        M::Addps
+            | M::Addpd
+            | M::Addss
+            | M::Addsd
+            | M::Subps
+            | M::Subpd
+            | M::Subss
+            | M::Subsd
+            | M::Mulps
+            | M::Mulpd
+            | M::Mulss
+            | M::Mulsd
+            | M::Divps
+            | M::Divpd
+            | M::Divss
+            | M::Divsd
+            | M::Sqrtps
+            | M::Sqrtpd
+            | M::Sqrtss
+            | M::Sqrtsd
+            | M::Minps
+            | M::Minpd
+            | M::Minss
+            | M::Minsd
+            | M::Maxps
+            | M::Maxpd
+            | M::Maxss
+            | M::Maxsd
+            | M::Rcpps
+            | M::Rcpss
+            | M::Rsqrtps
+            | M::Rsqrtss
+            | M::Cmpps
+            | M::Cmppd
+            | M::Cmpss
+            | M::Cmpsd
+            | M::Comiss
+            | M::Comisd
+            | M::Ucomiss
+            | M::Ucomisd
+            | M::Addsubps
+            | M::Addsubpd
+            | M::Haddps
+            | M::Haddpd
+            | M::Hsubps
+            | M::Hsubpd
+            | M::Dpps
+            | M::Dppd
+            | M::Roundps
+            | M::Roundpd
+            | M::Roundss
+            | M::Roundsd
+            | M::Cvtpi2ps
+            | M::Cvtpi2pd
+            | M::Cvtps2pi
+            | M::Cvttps2pi
+            | M::Cvtpd2pi
+            | M::Cvttpd2pi
+            | M::Cvtsi2ss
+            | M::Cvtsi2sd
+            | M::Cvtss2si
+            | M::Cvtsd2si
+            | M::Cvttss2si
+            | M::Cvttsd2si
+            | M::Cvtps2pd
+            | M::Cvtpd2ps
+            | M::Cvtss2sd
+            | M::Cvtsd2ss
+            | M::Cvtdq2ps
+            | M::Cvtdq2pd
+            | M::Cvtps2dq
+            | M::Cvttps2dq
+            | M::Cvtpd2dq
+            | M::Cvttpd2dq
     )
 }
 
@@ -347,22 +485,33 @@ mod tests {
         let mut forms = 0;
         for code in Code::values() {
             let mut instruction = Instruction::default();
-    instruction.set_code(code);
+            instruction.set_code(code);
             let kinds = code.op_code();
             if kinds.is_instruction() && code.encoding() == EncodingKind::Legacy {
                 for index in 0..kinds.op_count() {
                     if kinds.op_kind(index) == OpCodeOperandKind::imm8 {
-                        instruction.set_op_kind(index, iced_x86::OpKind::Immediate8);
+                        instruction.set_op_kind(index, OpKind::Immediate8);
                     } else {
-                        instruction.set_op_kind(index, iced_x86::OpKind::Register);
+                        instruction.set_op_kind(index, OpKind::Register);
                     }
                 }
-                let Some(form) = Form::new(&instruction) else { continue };
+                let Some(form) = Form::new(&instruction) else {
+                    continue;
+                };
                 let immediate = (0..kinds.op_count())
                     .any(|index| kinds.op_kind(index) == OpCodeOperandKind::imm8);
-                let details = if immediate { 256 } else if form.x87 { 8 } else { 1 };
+                let details = if immediate {
+                    256
+                } else if form.x87 {
+                    8
+                } else {
+                    1
+                };
                 for detail in 0..details {
-                    let form = Form { detail: detail as u8, ..form };
+                    let form = Form {
+                        detail: detail as u8,
+                        ..form
+                    };
                     assert!(form.stub().is_some(), "{form:?}");
                     forms += 1;
                 }
@@ -370,6 +519,9 @@ mod tests {
         }
         let (bytes, stubs) = area::usage();
         assert_eq!(stubs, forms);
-        assert!(forms > 10_000 && bytes < 2 << 20, "{forms} stubs, {bytes} bytes");
+        assert!(
+            forms > 10_000 && bytes < 2 << 20,
+            "{forms} stubs, {bytes} bytes"
+        );
     }
 }

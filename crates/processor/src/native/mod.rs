@@ -86,7 +86,10 @@ impl Native {
     /// Maps the process's code area if no one has yet. Everything that needs
     /// system calls happens here, so a sandbox may be closed afterwards.
     pub(crate) fn new() -> Self {
-        Self { base: area::base(), frame: Box::new(Frame::new()) }
+        Self {
+            base: area::base(),
+            frame: Box::new(Frame::new()),
+        }
     }
 
     /// Runs a stub. `first` and `second` must point to what the stub's

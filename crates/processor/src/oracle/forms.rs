@@ -91,13 +91,8 @@ pub(super) fn left_out(code: Code, mode: Mode) -> Option<&'static str> {
         M::Ldmxcsr | M::Stmxcsr | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => {
             Some("vector and x87 state: the tests of exec::fpu")
         }
-        M::Lfence | M::Mfence | M::Sfence | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1
-        | M::Prefetcht2 | M::Emms
-            if mode == Mode::Compatibility =>
-        {
-            None
-        }
-        M::Loadall | M::Umov | M::Ibts | M::Xbts | M::Cmpxchg486 => {
+        M::Int1 => Some("whether RIP stays at INT1 depends on the host's own hypervisor"),
+        M::Loadall | M::Umov | M::Ibts | M::Xbts => {
             Some("existed on early processors only")
         }
         M::Jmpe | M::Montmul => Some("not on x86-64 processors"),
@@ -132,6 +127,17 @@ fn segment_form(code: Code) -> Option<&'static str> {
 }
 
 fn other(code: Code, mode: Mode) -> Option<&'static str> {
+    match code {
+        Code::Movsxd_r16_rm16 => {
+            return Some("AMD's reads 4 bytes, Intel's 2");
+        }
+        Code::Reservednop_rm16_r16_0F0D
+        | Code::Reservednop_rm32_r32_0F0D
+        | Code::Reservednop_rm64_r64_0F0D => {
+            return Some("#UD on AMD's processors, nothing on Intel's");
+        }
+        _ => {}
+    }
     let operand_16 = code.op_code().operand_size() == 16;
     let near_branch = code.is_jcc_short_or_near()
         || code.is_jmp_short_or_near()

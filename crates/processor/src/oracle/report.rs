@@ -99,7 +99,7 @@ pub(super) fn difference(
     ];
     for (name, before, host, interpreter) in rows.chain(tail) {
         let mark = if host == interpreter { ' ' } else { '*' };
-        if before != host || mark == '*' || before != 0 {
+        if before != host || mark == '*' || before != 0 && name != "rip" {
             let _ = writeln!(
                 text,
                 "  {mark} {name:7} before {before:016x} native {host:016x} guest {interpreter:016x}"

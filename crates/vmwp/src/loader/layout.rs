@@ -82,7 +82,10 @@ impl MemoryMap {
         let bytes = memory_bytes - memory_bytes % PAGE_SIZE;
         let low = bytes.min(MMIO_GAP_START);
         let high = MMIO_GAP_END..MMIO_GAP_END.saturating_add(bytes - low);
-        let ranges = [0..low, high].into_iter().filter(|range| !range.is_empty()).collect();
+        let ranges = [0..low, high]
+            .into_iter()
+            .filter(|range| !range.is_empty())
+            .collect();
         Self { ranges }
     }
 

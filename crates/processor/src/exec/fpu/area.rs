@@ -131,8 +131,7 @@ impl Vp {
     fn in_use(&self) -> u64 {
         let fpu = &self.state.fpu;
         let clear = |range: std::ops::Range<usize>| fpu.fxsave[range].iter().all(|&b| b == 0);
-        let x87_initial =
-            fpu.control() == 0x37f && clear(2..24) && clear(Fpu::ST..Fpu::ST + 128);
+        let x87_initial = fpu.control() == 0x37f && clear(2..24) && clear(Fpu::ST..Fpu::ST + 128);
         let sse_initial = clear(xmm_range(self));
         (if x87_initial { 0 } else { X87 }) | (if sse_initial { 0 } else { SSE })
     }
@@ -149,7 +148,11 @@ fn xsave<const OPTIMIZED: bool>(vp: &mut Vp, op: &Op) -> Step {
     let in_use = vp.in_use();
     let header = at(vp, LEGACY);
     let old = vp.load::<u64>(header)?;
-    let saved = if OPTIMIZED { requested & in_use } else { requested };
+    let saved = if OPTIMIZED {
+        requested & in_use
+    } else {
+        requested
+    };
     if saved & X87 != 0 {
         let pointers = pointers_out(&vp.state.fpu, op.aux != 0);
         vp.store_bytes(linear, &pointers)?;

@@ -19,7 +19,12 @@ pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
         M::Emms => empty_mmx,
         M::Mfence => full_fence,
         M::Lfence | M::Sfence => other_fence,
-        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => prefetch,
+        M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2
+        | M::Prefetch
+        | M::Prefetchw => prefetch,
         M::Clflush => flush_line,
         M::Clflushopt if host_flushes() => flush_line,
         M::Fldcw => load_control,

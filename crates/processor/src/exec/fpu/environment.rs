@@ -42,7 +42,12 @@ fn encode(fpu: &Fpu, wide: bool, real: bool) -> [u8; 28] {
         let high = pointers.map(|pointer| pointer >> 16);
         let keep = if wide { 0xffff } else { 0xf };
         let first = (high[0] & keep) << 12 | opcode;
-        [pointers[0] & 0xffff, first, pointers[1] & 0xffff, (high[1] & keep) << 12]
+        [
+            pointers[0] & 0xffff,
+            first,
+            pointers[1] & 0xffff,
+            (high[1] & keep) << 12,
+        ]
     } else if wide {
         [pointers[0], opcode << 16, pointers[1], 0]
     } else {
@@ -54,7 +59,11 @@ fn encode(fpu: &Fpu, wide: bool, real: bool) -> [u8; 28] {
     }
     for (at, &field) in fields.iter().enumerate() {
         // Unused upper halves read as ones, the selector's zero is its own.
-        let unused = if real && at % 2 == 0 || !real && at == 3 { 0xffff_0000 } else { 0 };
+        let unused = if real && at % 2 == 0 || !real && at == 3 {
+            0xffff_0000
+        } else {
+            0
+        };
         put(&mut bytes, at + 3, field | unused, wide);
     }
     bytes

@@ -53,9 +53,7 @@ impl Vp {
     /// CR0.TS (SDM 3A 13.1).
     #[inline(always)]
     pub(crate) fn check_sse(&mut self) -> Step {
-        if self.state.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0
-            && self.state.cr4 & cr::CR4_OSFXSR != 0
-        {
+        if self.state.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && self.state.cr4 & cr::CR4_OSFXSR != 0 {
             return Ok(());
         }
         self.sse_unavailable()

@@ -217,7 +217,14 @@ fn load_half<const HIGH: bool>(vp: &mut Vp, op: &Op) -> Step {
     let linear = vp.linear(op, 8, Access::Read)?;
     let value = u128::from(vp.load::<u64>(linear)?);
     let old = vp.xmm(op.dst);
-    vp.put_xmm(op.dst, if HIGH { old & LOW | value << 64 } else { old & !LOW | value });
+    vp.put_xmm(
+        op.dst,
+        if HIGH {
+            old & LOW | value << 64
+        } else {
+            old & !LOW | value
+        },
+    );
     Ok(())
 }
 
@@ -275,7 +282,11 @@ fn store_mm<const SIZE: u8>(vp: &mut Vp, op: &Op) -> Step {
     let fpu = &vp.state.fpu;
     let slot = usize::from(op.src & 7).wrapping_sub(fpu.top());
     let bytes = fpu.st(slot);
-    vp.store_sized(linear, SIZE, u64::from_le_bytes(std::array::from_fn(|at| bytes[at])))?;
+    vp.store_sized(
+        linear,
+        SIZE,
+        u64::from_le_bytes(std::array::from_fn(|at| bytes[at])),
+    )?;
     vp.state.fpu.enter_mmx();
     Ok(())
 }

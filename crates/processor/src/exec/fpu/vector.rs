@@ -11,7 +11,7 @@ use crate::mmu::Access;
 use crate::native::{Form, Place, Stub};
 use crate::op::Op;
 use crate::state::{Fpu, cr, reg};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Instruction, OpKind};
 
 /// `Op::aux`: place of the first operand in bits 1:0, of the second in 3:2.
 const PLACE: u8 = 3;
@@ -52,7 +52,8 @@ pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
     op.aux |= if form.writes_flags() { FLAGS } else { 0 };
     op.aux |= if form.has_implicit() { IMPLICIT } else { 0 };
     op.size = instruction.memory_size().size() as u8;
-    if op.size == 16 && !is_string(instruction.mnemonic()) {
+    // The string comparisons take unaligned operands.
+    if op.size == 16 && !form.is_string() {
         op.aux |= ALIGNED;
     }
     if instruction.op0_kind() == OpKind::Register {
@@ -73,12 +74,6 @@ pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
         _ if all_xmm => plain_registers,
         _ => general::<false>,
     })
-}
-
-/// The string comparisons take unaligned operands.
-fn is_string(mnemonic: Mnemonic) -> bool {
-    use Mnemonic as M;
-    matches!(mnemonic, M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm)
 }
 
 fn place(bits: u8) -> Place {
@@ -159,7 +154,11 @@ fn plain_memory(vp: &mut Vp, op: &Op) -> Step {
 /// Everything else that writes a register or only flags.
 fn general<const MEMORY: bool>(vp: &mut Vp, op: &Op) -> Step {
     let mmx = vp.check_vector(op, MEMORY)?;
-    let memory = if MEMORY { Some(vp.memory_pointer(op)?) } else { None };
+    let memory = if MEMORY {
+        Some(vp.memory_pointer(op)?)
+    } else {
+        None
+    };
     if op.aux & MXCSR != 0 && vp.state.fpu.mxcsr() & mxcsr::MASKED != mxcsr::MASKED {
         return unmasked(vp, op, mmx, memory);
     }
@@ -207,7 +206,11 @@ fn finish(vp: &mut Vp, op: &Op) {
 
 /// The guest has unmasked an exception: compute beside the register, see what
 /// was detected, and write the result only if nothing is to be reported (SDM 1
-/// 11.5).
+/// 11.5). With a reported overflow or underflow, PE tells whether the masked
+/// result would be inexact; real processors tell whether the one with an
+/// unlimited exponent is. And DPPS and DPPD stop after the products already if
+/// these raise an exception, before the sums could set flags; that they raise
+/// one is the same.
 #[cold]
 fn unmasked(vp: &mut Vp, op: &Op, mmx: bool, memory: Option<*const u8>) -> Step {
     let before = vp.state.fpu.clone();

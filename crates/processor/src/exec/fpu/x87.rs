@@ -42,7 +42,10 @@ pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
 
 fn stores(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
-    matches!(mnemonic, M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp)
+    matches!(
+        mnemonic,
+        M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp
+    )
 }
 
 /// The low 3 bits of the first opcode byte, and the ModRM byte.
@@ -163,7 +166,11 @@ fn commit(vp: &mut Vp, op: &Op) {
         fpu.set_opcode((op.imm >> OPCODE_SHIFT) as u16);
     }
     let at = vp.next_rip(u64::from(op.offset));
-    let rip = if vp.state.code64() { at } else { at & 0xffff_ffff };
+    let rip = if vp.state.code64() {
+        at
+    } else {
+        at & 0xffff_ffff
+    };
     vp.state.fpu.set_instruction_pointer(rip);
 }
 

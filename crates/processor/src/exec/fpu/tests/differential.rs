@@ -13,20 +13,40 @@ use iced_x86::{
 };
 
 /// Encodings of each form, and operand sets of each encoding.
-const ENCODINGS: usize = 24;
-const OPERANDS: usize = 12;
+const ENCODINGS: usize = 100;
+const OPERANDS: usize = 24;
 
 /// The register that memory operands are addressed by.
 const BASE: Register = Register::RBX;
 const BASE_NUMBER: usize = 3;
 
 const GENERAL: [Register; 12] = [
-    Register::RAX, Register::RCX, Register::RDX, Register::RSI, Register::RDI, Register::R8,
-    Register::R9, Register::R10, Register::R11, Register::R13, Register::R14, Register::R15,
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+    Register::R13,
+    Register::R14,
+    Register::R15,
 ];
 const GENERAL_32: [Register; 12] = [
-    Register::EAX, Register::ECX, Register::EDX, Register::ESI, Register::EDI, Register::R8D,
-    Register::R9D, Register::R10D, Register::R11D, Register::R13D, Register::R14D, Register::R15D,
+    Register::EAX,
+    Register::ECX,
+    Register::EDX,
+    Register::ESI,
+    Register::EDI,
+    Register::R8D,
+    Register::R9D,
+    Register::R10D,
+    Register::R11D,
+    Register::R13D,
+    Register::R14D,
+    Register::R15D,
 ];
 
 /// Codes that have a stub or a handler among the moves.
@@ -37,8 +57,18 @@ pub(super) fn codes() -> impl Iterator<Item = Code> {
         let ours = features.iter().all(|feature| {
             matches!(
                 feature,
-                F::FPU | F::FPU387 | F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1
-                    | F::SSE4_2 | F::AES | F::PCLMULQDQ | F::CMOV
+                F::FPU
+                    | F::FPU387
+                    | F::MMX
+                    | F::SSE
+                    | F::SSE2
+                    | F::SSE3
+                    | F::SSSE3
+                    | F::SSE4_1
+                    | F::SSE4_2
+                    | F::AES
+                    | F::PCLMULQDQ
+                    | F::CMOV
             )
         });
         code.encoding() == EncodingKind::Legacy
@@ -55,9 +85,25 @@ fn special(code: Code) -> bool {
     use Mnemonic as M;
     matches!(
         code.mnemonic(),
-        M::Maskmovq | M::Maskmovdqu | M::Fldenv | M::Fnstenv | M::Frstor | M::Fnsave | M::Fninit
-            | M::Fstenv | M::Fsave | M::Finit | M::Fclex | M::Fstcw | M::Fstsw | M::Feni
-            | M::Fdisi | M::Fsetpm | M::Crc32 | M::Pause | M::Ldmxcsr
+        M::Maskmovq
+            | M::Maskmovdqu
+            | M::Fldenv
+            | M::Fnstenv
+            | M::Frstor
+            | M::Fnsave
+            | M::Fninit
+            | M::Fstenv
+            | M::Fsave
+            | M::Finit
+            | M::Fclex
+            | M::Fstcw
+            | M::Fstsw
+            | M::Feni
+            | M::Fdisi
+            | M::Fsetpm
+            | M::Crc32
+            | M::Pause
+            | M::Ldmxcsr
     )
 }
 
@@ -70,7 +116,10 @@ pub(super) fn instruction(code: Code, random: &mut Random) -> Option<Instruction
     for index in 0..kinds.op_count() {
         use OpCodeOperandKind as K;
         let kind = kinds.op_kind(index);
-        let may = matches!(kind, K::xmm_or_mem | K::mm_or_mem | K::r32_or_mem | K::r64_or_mem);
+        let may = matches!(
+            kind,
+            K::xmm_or_mem | K::mm_or_mem | K::r32_or_mem | K::r64_or_mem
+        );
         if kind == K::mem || may && memory_wanted {
             let memory = MemoryOperand::with_base(BASE);
             let donor = Instruction::with1(Code::Fld_m32fp, memory).ok()?;
@@ -90,7 +139,11 @@ pub(super) fn instruction(code: Code, random: &mut Random) -> Option<Instruction
             K::imm8 => {
                 instruction.set_op_kind(index, iced_x86::OpKind::Immediate8);
                 let odd = random.below(2) == 0;
-                let value = if odd { random.next() as u8 } else { random.below(32) as u8 };
+                let value = if odd {
+                    random.next() as u8
+                } else {
+                    random.below(32) as u8
+                };
                 instruction.set_immediate8(value);
                 continue;
             }
@@ -104,7 +157,9 @@ pub(super) fn instruction(code: Code, random: &mut Random) -> Option<Instruction
 
 pub(super) fn encode(instruction: &Instruction) -> Vec<u8> {
     let mut encoder = Encoder::new(64);
-    encoder.encode(instruction, 0).unwrap_or_else(|error| panic!("{instruction}: {error}"));
+    encoder
+        .encode(instruction, 0)
+        .unwrap_or_else(|error| panic!("{instruction}: {error}"));
     encoder.take_buffer()
 }
 
@@ -114,8 +169,16 @@ fn aligned(instruction: &Instruction) -> bool {
     instruction.memory_size().size() == 16
         && !matches!(
             instruction.mnemonic(),
-            M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestrm
-                | M::Pcmpistri | M::Pcmpistrm
+            M::Movups
+                | M::Movupd
+                | M::Movdqu
+                | M::Lddqu
+                | M::Pcmpestri
+                | M::Pcmpestrm
+                | M::Pcmpistri
+                | M::Pcmpistrm
+                | M::Pcmpestri64
+                | M::Pcmpestrm64
         )
 }
 
@@ -145,7 +208,11 @@ impl Bench {
     /// range that a page boundary cuts.
     pub(super) fn fill(&mut self, random: &mut Random, masked: bool, x87: bool, aligned: bool) {
         let image = random.image(masked);
-        let shift = if aligned { 16 * random.below(3) } else { random.below(48) };
+        let shift = if aligned {
+            16 * random.below(3)
+        } else {
+            random.below(48)
+        };
         let start = DATA - 32;
         let mut bytes = [0; 80];
         bytes.fill_with(|| random.next() as u8);
@@ -194,11 +261,17 @@ impl Bench {
         }
         let flags = self.vp.state.rflags() & rflags::ARITH;
         if flags != self.context.flags & rflags::ARITH {
-            found = found.or(Some(format!("flags {flags:#x}, host {:#x}", self.context.flags)));
+            found = found.or(Some(format!(
+                "flags {flags:#x}, host {:#x}",
+                self.context.flags
+            )));
         }
         let ours = machine::peek(&mut self.vp, DATA - 32, 80);
         if ours != self.memory.0 {
-            found = found.or(Some(format!("memory {ours:02x?}, host {:02x?}", &self.memory.0)));
+            found = found.or(Some(format!(
+                "memory {ours:02x?}, host {:02x?}",
+                &self.memory.0
+            )));
         }
         found
     }
@@ -212,7 +285,10 @@ impl Bench {
             let outcome = machine::run(&mut self.vp, op);
             assert_eq!(outcome, Ok(()), "{text}");
             if let Some(difference) = self.difference() {
-                panic!("{text} ({:?}): {difference}\nbefore {before:02x?}", text.code());
+                panic!(
+                    "{text} ({:?}): {difference}\nbefore {before:02x?}",
+                    text.code()
+                );
             }
         }
     }
@@ -226,7 +302,9 @@ fn every_form_equals_the_host() {
         let mut random = Random::new(0x5eed ^ code as u64);
         let mut done = 0;
         for _ in 0..ENCODINGS {
-            let Some(instruction) = instruction(code, &mut random) else { continue };
+            let Some(instruction) = instruction(code, &mut random) else {
+                continue;
+            };
             let bytes = encode(&instruction);
             let op = machine::decode(&bench.vp, &bytes);
             bench.runner.prepare(&bytes);
@@ -246,7 +324,9 @@ fn unaligned_operands_are_refused() {
     for code in codes() {
         let mut random = Random::new(7 ^ code as u64);
         for _ in 0..4 {
-            let Some(instruction) = instruction(code, &mut random) else { continue };
+            let Some(instruction) = instruction(code, &mut random) else {
+                continue;
+            };
             if !aligned(&instruction) || instruction.memory_base() != BASE {
                 continue;
             }
@@ -255,7 +335,11 @@ fn unaligned_operands_are_refused() {
             bench.vp.state.gpr[BASE_NUMBER] += 1 + random.below(15) as u64;
             let before = bench.vp.state.fpu.fxsave;
             let fault = machine::run(&mut bench.vp, &op).expect_err("unaligned");
-            assert_eq!((fault.vector, fault.error), (vector::GP, 0), "{instruction}");
+            assert_eq!(
+                (fault.vector, fault.error),
+                (vector::GP, 0),
+                "{instruction}"
+            );
             assert_eq!(bench.vp.state.fpu.fxsave, before, "{instruction}");
             refused += 1;
         }

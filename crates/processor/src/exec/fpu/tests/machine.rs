@@ -23,7 +23,12 @@ struct Space(Box<[Page]>);
 unsafe impl GuestSpace for Space {
     fn page(&mut self, page: u64) -> Option<HostPage> {
         let pointer = self.0.get_mut(page as usize)?.0.as_mut_ptr();
-        Some(HostPage { pointer, index: page as u32, writable: true, executable: true })
+        Some(HostPage {
+            pointer,
+            index: page as u32,
+            writable: true,
+            executable: true,
+        })
     }
 
     fn refresh(&mut self) {}
@@ -63,7 +68,9 @@ pub(super) fn protected32(vp: &mut Vp) {
 pub(super) fn decode(vp: &Vp, bytes: &[u8]) -> Op {
     let mut padded = bytes.to_vec();
     padded.resize(bytes.len() + 16, 0x90);
-    let op = Decoder::new(vp.decode_mode()).single(&padded).expect("fits");
+    let op = Decoder::new(vp.decode_mode())
+        .single(&padded)
+        .expect("fits");
     assert_eq!(usize::from(op.length), bytes.len(), "{bytes:02x?}");
     op
 }

@@ -21,7 +21,12 @@ pub(super) struct Context {
 impl Context {
     /// All clear.
     pub(super) fn new() -> Self {
-        Self { image: [0; 512], gpr: [0; 16], flags: 2, host_mxcsr: 0 }
+        Self {
+            image: [0; 512],
+            gpr: [0; 16],
+            flags: 2,
+            host_mxcsr: 0,
+        }
     }
 }
 
@@ -32,8 +37,9 @@ pub(super) struct Runner {
     pub after: u64,
 }
 
-const REGISTERS: [AsmRegister64; 16] =
-    [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+const REGISTERS: [AsmRegister64; 16] = [
+    rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15,
+];
 const KEPT: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
 impl Runner {
@@ -48,7 +54,10 @@ impl Runner {
                 MapFlags::PRIVATE,
             )
         };
-        Self { code: code.expect("memory for code").cast(), after: 0 }
+        Self {
+            code: code.expect("memory for code").cast(),
+            after: 0,
+        }
     }
 
     /// Puts the instruction in.
@@ -86,7 +95,10 @@ impl Runner {
             a.popfq()?;
             for (number, register) in REGISTERS.into_iter().enumerate() {
                 if register != rsp && register != rbp {
-                    a.mov(register, qword_ptr(rbp + offset_of!(Context, gpr) + 8 * number))?;
+                    a.mov(
+                        register,
+                        qword_ptr(rbp + offset_of!(Context, gpr) + 8 * number),
+                    )?;
                 }
             }
             a.assemble(0)
@@ -99,7 +111,10 @@ impl Runner {
         (|| {
             for (number, register) in REGISTERS.into_iter().enumerate() {
                 if register != rsp && register != rbp {
-                    a.mov(qword_ptr(rbp + offset_of!(Context, gpr) + 8 * number), register)?;
+                    a.mov(
+                        qword_ptr(rbp + offset_of!(Context, gpr) + 8 * number),
+                        register,
+                    )?;
                 }
             }
             a.pushfq()?;

@@ -32,10 +32,30 @@ impl Random {
 
     fn single(&mut self) -> u32 {
         let edges = [
-            0, 1, 0x7f_ffff, 0x80_0000, 0x80_0001, 0x3f80_0000, 0x3f80_0001, 0x3f00_0000,
-            0x4000_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0x7fbf_ffff, 0x7fc0_0000,
-            0x7fff_ffff, 0x4f00_0000, 0x4eff_ffff, 0x5f00_0000, 0x3fc0_0000, 0x0040_0000,
-            0x1f00_0000, 0x2000_0000, 0x33d6_bf95, 0x4b00_0000,
+            0,
+            1,
+            0x7f_ffff,
+            0x80_0000,
+            0x80_0001,
+            0x3f80_0000,
+            0x3f80_0001,
+            0x3f00_0000,
+            0x4000_0000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0x7f80_0001,
+            0x7fbf_ffff,
+            0x7fc0_0000,
+            0x7fff_ffff,
+            0x4f00_0000,
+            0x4eff_ffff,
+            0x5f00_0000,
+            0x3fc0_0000,
+            0x0040_0000,
+            0x1f00_0000,
+            0x2000_0000,
+            0x33d6_bf95,
+            0x4b00_0000,
         ];
         let value = match self.below(4) {
             0 => self.next() as u32,
@@ -48,14 +68,31 @@ impl Random {
 
     fn double(&mut self) -> u64 {
         let edges = [
-            0, 1, 0x000f_ffff_ffff_ffff, 0x0010_0000_0000_0000, 0x0010_0000_0000_0001,
-            0x3ff0_0000_0000_0000, 0x3ff0_0000_0000_0001, 0x3fe0_0000_0000_0000,
-            0x7fef_ffff_ffff_ffff, 0x7ff0_0000_0000_0000, 0x7ff0_0000_0000_0001,
-            0x7ff7_ffff_ffff_ffff, 0x7ff8_0000_0000_0000, 0x7fff_ffff_ffff_ffff,
-            0x41e0_0000_0000_0000, 0x43e0_0000_0000_0000, 0x41df_ffff_ffc0_0000,
-            0x3810_0000_0000_0000, 0x380f_ffff_ffff_ffff, 0x36a0_0000_0000_0000,
-            0x47ef_ffff_e000_0000, 0x47ef_ffff_f000_0000, 0x1ff0_0000_0000_0000,
-            0x3ff8_0000_0000_0000, 0x4330_0000_0000_0000,
+            0,
+            1,
+            0x000f_ffff_ffff_ffff,
+            0x0010_0000_0000_0000,
+            0x0010_0000_0000_0001,
+            0x3ff0_0000_0000_0000,
+            0x3ff0_0000_0000_0001,
+            0x3fe0_0000_0000_0000,
+            0x7fef_ffff_ffff_ffff,
+            0x7ff0_0000_0000_0000,
+            0x7ff0_0000_0000_0001,
+            0x7ff7_ffff_ffff_ffff,
+            0x7ff8_0000_0000_0000,
+            0x7fff_ffff_ffff_ffff,
+            0x41e0_0000_0000_0000,
+            0x43e0_0000_0000_0000,
+            0x41df_ffff_ffc0_0000,
+            0x3810_0000_0000_0000,
+            0x380f_ffff_ffff_ffff,
+            0x36a0_0000_0000_0000,
+            0x47ef_ffff_e000_0000,
+            0x47ef_ffff_f000_0000,
+            0x1ff0_0000_0000_0000,
+            0x3ff8_0000_0000_0000,
+            0x4330_0000_0000_0000,
         ];
         let value = match self.below(4) {
             0 => self.next(),
@@ -91,8 +128,17 @@ impl Random {
             0 => self.next(),
             1 => self.next() | 1 << 63,
             _ => self.pick(&[
-                0, 1 << 63, 1 << 62, 3 << 62, u64::MAX, 1, 1 << 63 | 1, 1 << 63 | 1 << 11,
-                1 << 63 | 1 << 40, 1 << 63 | 0x3ff, 0xffff_ffff_ffff_fc00,
+                0,
+                1 << 63,
+                1 << 62,
+                3 << 62,
+                u64::MAX,
+                1,
+                1 << 63 | 1,
+                1 << 63 | 1 << 11,
+                1 << 63 | 1 << 40,
+                1 << 63 | 0x3ff,
+                0xffff_ffff_ffff_fc00,
             ]),
         };
         let exponent: u16 = match self.below(4) {
@@ -122,12 +168,20 @@ impl Random {
         let status = (self.next() as u16 & 0x7f40 & !0x3f) | flags;
         image[0..2].copy_from_slice(&control.to_le_bytes());
         image[2..4].copy_from_slice(&status.to_le_bytes());
-        image[4] = if self.below(3) == 0 { self.next() as u8 } else { 0xff };
+        image[4] = if self.below(3) == 0 {
+            self.next() as u8
+        } else {
+            0xff
+        };
         let mut mxcsr = self.next() as u32 & 0xe07f;
         if self.below(2) == 0 {
             mxcsr &= 0x603f;
         }
-        mxcsr |= if masked { 0x1f80 } else { self.next() as u32 & 0x1f80 };
+        mxcsr |= if masked {
+            0x1f80
+        } else {
+            self.next() as u32 & 0x1f80
+        };
         image[24..28].copy_from_slice(&mxcsr.to_le_bytes());
         for index in 0..8 {
             let at = Fpu::ST + 16 * index;
@@ -144,7 +198,16 @@ impl Random {
     pub(super) fn general(&mut self) -> u64 {
         match self.below(3) {
             0 => self.next(),
-            1 => self.pick(&[0, 1, u64::MAX, 1 << 31, 1 << 63, (1 << 53) + 1, 16, 0xffff_ffff]),
+            1 => self.pick(&[
+                0,
+                1,
+                u64::MAX,
+                1 << 31,
+                1 << 63,
+                (1 << 53) + 1,
+                16,
+                0xffff_ffff,
+            ]),
             _ => self.next() % 20,
         }
     }

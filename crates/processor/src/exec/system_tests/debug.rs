@@ -1,0 +1,117 @@
+//! Breakpoints and single stepping.
+
+use super::machine::*;
+use crate::state::rflags;
+use iced_x86::code_asm::*;
+
+fn machine() -> Machine {
+    let mut m = Machine::long();
+    m.gate(1, CODE64, HANDLER, 0x8e, 0);
+    m
+}
+
+#[test]
+fn instruction_breakpoints_fault_once_and_rf_passes_them() {
+    let mut m = machine();
+    m.asm(64, HANDLER, |a| {
+        a.inc(r8)?;
+        a.mov(r9, qword_ptr(rsp))?;
+        a.mov(r10, qword_ptr(rsp + 16))?;
+        a.mov(rax, dr6)?;
+        // Set RF in the image.
+        a.or(dword_ptr(rsp + 16), 0x10000)?;
+        a.iretq()
+    });
+    m.asm(64, CODE, |a| {
+        a.nop()?;
+        a.nop()?;
+        a.hlt()
+    });
+    m.state(|s| {
+        s.dr[1] = CODE + 1;
+        s.dr7 = 0x400 | 1 << 2;
+    });
+    m.to_halt();
+    let state = m.vp.state();
+    assert_eq!(state.gpr[8], 1);
+    assert_eq!(state.gpr[9], CODE + 1);
+    assert_eq!(state.gpr[10] & rflags::RF, 0);
+    assert_eq!(state.gpr[0] & 0xf, 2);
+    assert_eq!(state.system_flags & rflags::RF, 0);
+}
+
+#[test]
+fn data_breakpoints_trap_behind_the_access() {
+    let mut m = machine();
+    m.asm(64, HANDLER, |a| {
+        a.mov(r9, qword_ptr(rsp))?;
+        a.mov(rax, dr6)?;
+        a.hlt()
+    });
+    m.asm(64, CODE, |a| {
+        a.mov(bl, byte_ptr(0x5002u64))?;
+        a.mov(byte_ptr(0x5002u64), 7)?;
+        a.nop()?;
+        a.hlt()
+    });
+    m.state(|s| {
+        s.dr[0] = 0x5000;
+        // Four bytes, writes.
+        s.dr7 = 0x400 | 1 | 0xd << 16;
+    });
+    m.to_halt();
+    let state = m.vp.state();
+    assert_eq!(state.gpr[9], CODE + 15);
+    assert_eq!(state.gpr[0] & 0xf, 1);
+    assert_eq!(m.read(0x5002, 1), 7);
+}
+
+#[test]
+fn single_steps_trap_behind_each_instruction_but_not_inside_handlers() {
+    let mut m = machine();
+    m.gate(0x30, CODE64, 0xb000, 0x8e, 0);
+    m.asm(64, 0xb000, |a| {
+        a.nop()?;
+        a.iretq()
+    });
+    m.asm(64, HANDLER, |a| {
+        a.inc(r8)?;
+        a.mov(r9, qword_ptr(rsp))?;
+        a.mov(rax, dr6)?;
+        a.iretq()
+    });
+    m.asm(64, CODE, |a| {
+        a.pushfq()?;
+        a.or(dword_ptr(rsp), 0x100)?;
+        a.popfq()?;
+        a.nop()?;
+        a.int(0x30)?;
+        a.nop()?;
+        a.pushfq()?;
+        a.and(dword_ptr(rsp), !0x100)?;
+        a.popfq()?;
+        a.hlt()
+    });
+    m.to_halt();
+    let state = m.vp.state();
+    // NOP, NOP (INT and its handler run through), PUSHFQ, AND, POPFQ.
+    assert_eq!(state.gpr[8], 5);
+    assert_eq!(state.gpr[0] & 0x4000, 0x4000);
+}
+
+#[test]
+fn general_detect_guards_the_debug_registers() {
+    let mut m = machine();
+    m.asm(64, HANDLER, |a| {
+        a.mov(rax, dr6)?;
+        a.mov(rbx, dr7)?;
+        a.hlt()
+    });
+    m.asm(64, CODE, |a| a.mov(rcx, dr0));
+    m.state(|s| s.dr7 = 0x2400);
+    m.to_halt();
+    let state = m.vp.state();
+    assert_ne!(state.gpr[0] & 0x2000, 0);
+    assert_eq!(state.gpr[3], 0x400);
+    assert_eq!(m.stacked(0, 8), CODE);
+}

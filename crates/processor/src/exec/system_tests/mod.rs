@@ -1,0 +1,8 @@
+//! Small machine-code programs that use what a kernel uses.
+
+mod debug;
+mod long;
+mod machine;
+mod protected;
+mod registers;
+mod virtual86;

@@ -1,0 +1,2 @@
+pub fn two_levels() {}
+pub fn three_levels() {}
