@@ -1,0 +1,1 @@
+//! Virtual disk files: VHDX, VHD and raw.

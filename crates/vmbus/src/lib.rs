@@ -1,0 +1,1 @@
+//! The channel bus between root and child partitions.
