@@ -63,7 +63,9 @@ impl GpaMap {
 
     /// Finds a guest page number; `None` when nothing is mapped there.
     pub fn lookup(&self, gpa_page: u64) -> Option<GpaTranslation> {
-        let index = self.extents.partition_point(|extent| extent.end() <= gpa_page);
+        let index = self
+            .extents
+            .partition_point(|extent| extent.end() <= gpa_page);
         let extent = self.extents.get(index)?;
         let offset = gpa_page.checked_sub(extent.gpa_page)?;
         Some(GpaTranslation {
@@ -127,7 +129,14 @@ impl GpaSpace {
         spa_page: u64,
         rights: HvMapGpaFlags,
     ) {
-        self.overlays.insert(kind, Overlay { gpa_page, spa_page, rights });
+        self.overlays.insert(
+            kind,
+            Overlay {
+                gpa_page,
+                spa_page,
+                rights,
+            },
+        );
     }
 
     /// Takes an overlay away; what it obscured is seen again.
@@ -157,7 +166,10 @@ impl GpaSpace {
                 },
             );
         }
-        Arc::new(GpaMap { generation: self.generation, extents })
+        Arc::new(GpaMap {
+            generation: self.generation,
+            extents,
+        })
     }
 }
 
@@ -172,7 +184,10 @@ fn carve(extents: &mut Vec<GpaExtent>, start: u64, end: u64) -> usize {
     let tail = extents[last - 1];
     let mut rest: [Option<GpaExtent>; 2] = [None, None];
     if head.gpa_page < start {
-        rest[0] = Some(GpaExtent { pages: start - head.gpa_page, ..head });
+        rest[0] = Some(GpaExtent {
+            pages: start - head.gpa_page,
+            ..head
+        });
     }
     if tail.end() > end {
         let skipped = end - tail.gpa_page;

@@ -23,16 +23,22 @@ fn for_each_part(
 ) -> Result<(), GuestAccessError> {
     let mut done = 0;
     while done < length {
-        let address = gpa.checked_add(done as u64).ok_or(GuestAccessError::Unmapped(gpa))?;
+        let address = gpa
+            .checked_add(done as u64)
+            .ok_or(GuestAccessError::Unmapped(gpa))?;
         let offset = (address as usize) & (HV_PAGE_SIZE - 1);
         let size = (HV_PAGE_SIZE - offset).min(length - done);
-        let page =
-            map.lookup(address >> HV_PAGE_SHIFT).ok_or(GuestAccessError::Unmapped(address))?;
+        let page = map
+            .lookup(address >> HV_PAGE_SHIFT)
+            .ok_or(GuestAccessError::Unmapped(address))?;
         if !page.rights.contains(right) {
             return Err(GuestAccessError::Denied(address));
         }
-        part(page.spa_page << HV_PAGE_SHIFT | offset as u64, done..done + size)
-            .map_err(|_| GuestAccessError::Unmapped(address))?;
+        part(
+            page.spa_page << HV_PAGE_SHIFT | offset as u64,
+            done..done + size,
+        )
+        .map_err(|_| GuestAccessError::Unmapped(address))?;
         done += size;
     }
     Ok(())
@@ -58,12 +64,20 @@ pub(crate) fn write(
     gpa: u64,
     data: &[u8],
 ) -> Result<(), GuestAccessError> {
-    for_each_part(map, gpa, data.len(), HvMapGpaFlags::WRITABLE, |spa, range| {
-        platform.write(spa, &data[range])
-    })
+    for_each_part(
+        map,
+        gpa,
+        data.len(),
+        HvMapGpaFlags::WRITABLE,
+        |spa, range| platform.write(spa, &data[range]),
+    )
 }
 
 /// Checks that `gpa` may be written, without writing.
-pub(crate) fn check_writable(map: &GpaMap, gpa: u64, length: usize) -> Result<(), GuestAccessError> {
+pub(crate) fn check_writable(
+    map: &GpaMap,
+    gpa: u64,
+    length: usize,
+) -> Result<(), GuestAccessError> {
     for_each_part(map, gpa, length, HvMapGpaFlags::WRITABLE, |_, _| Ok(()))
 }

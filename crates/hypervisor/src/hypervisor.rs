@@ -18,9 +18,7 @@ use crate::hypercall::{Context, LentProcessor, find_call};
 use crate::partition::{Partition, PartitionState, ROOT_PARTITION_ID};
 use crate::vp::msr::overlay_of;
 use crate::vp::{Vp, VpPages};
-use crate::{
-    GpaMap, HypervisorConfig, Platform, Processor, ProcessorVendor, RunOutcome,
-};
+use crate::{GpaMap, HypervisorConfig, Platform, Processor, ProcessorVendor, RunOutcome};
 
 /// A hypervisor with its root partition and all others.
 pub struct Hypervisor {
@@ -86,7 +84,12 @@ impl Hypervisor {
         (partition, vp): (HvPartitionId, HvVpIndex),
         cpu: &mut dyn Processor,
     ) -> u64 {
-        self.dispatch_root(control, input, output, Some(LentProcessor { partition, vp, cpu }))
+        self.dispatch_root(
+            control,
+            input,
+            output,
+            Some(LentProcessor { partition, vp, cpu }),
+        )
     }
 
     fn dispatch_root(
@@ -115,7 +118,12 @@ impl Hypervisor {
             vp: lent.vp,
             cpu: &mut *lent.cpu,
         });
-        let mut context = Context { hypervisor: self, caller: root, vp: None, cpu };
+        let mut context = Context {
+            hypervisor: self,
+            caller: root,
+            vp: None,
+            cpu,
+        };
         let progress = call.run(&mut context, control, control.rep_count(), input, output);
         match progress.status {
             Ok(()) => result(HvStatus::SUCCESS, progress.reps),
@@ -196,7 +204,11 @@ impl Hypervisor {
     /// Ids of a partition's children, ascending.
     pub(crate) fn children(&self, parent: HvPartitionId) -> Vec<HvPartitionId> {
         let partitions = self.partitions.read();
-        partitions.values().filter(|p| p.parent == Some(parent)).map(|p| p.id).collect()
+        partitions
+            .values()
+            .filter(|p| p.parent == Some(parent))
+            .map(|p| p.id)
+            .collect()
     }
 
     /// All partitions.
@@ -277,7 +289,11 @@ impl Hypervisor {
             if guest.hypercall & HV_HYPERCALL_MSR_LOCKED != 0 {
                 return guest.hypercall == value;
             }
-            let value = if guest.os_id == 0 { value & !HV_PAGE_MSR_ENABLE } else { value };
+            let value = if guest.os_id == 0 {
+                value & !HV_PAGE_MSR_ENABLE
+            } else {
+                value
+            };
             guest.hypercall = value;
             (value, guest.pages.map_or(0, |[hypercall, _]| hypercall))
         };
@@ -321,7 +337,11 @@ impl Hypervisor {
     pub(crate) fn set_vp_page(&self, partition: &Partition, vp: &Vp, index: u32, value: u64) {
         let page = {
             let mut state = vp.state.lock();
-            let VpPages { messages, event_flags, assist } = state.pages;
+            let VpPages {
+                messages,
+                event_flags,
+                assist,
+            } = state.pages;
             match index {
                 HV_X64_MSR_SIMP => {
                     state.synic.simp = value;

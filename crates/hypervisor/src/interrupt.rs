@@ -11,12 +11,20 @@ use crate::{Hypervisor, Platform};
 
 impl Hypervisor {
     /// Carries out what a virtual processor's APIC asked for.
-    pub(crate) fn apply_effects(&self, partition: &Partition, vp: &Arc<Vp>, effects: &[ApicEffect]) {
+    pub(crate) fn apply_effects(
+        &self,
+        partition: &Partition,
+        vp: &Arc<Vp>,
+        effects: &[ApicEffect],
+    ) {
         for effect in effects {
             match *effect {
                 ApicEffect::Ipi(ipi) => send_ipi(self.platform(), partition, vp, ipi),
                 ApicEffect::EoiBroadcast { vector } => {
-                    vp.state.lock().outcomes.push_back(RunOutcome::ApicEoi { vector });
+                    vp.state
+                        .lock()
+                        .outcomes
+                        .push_back(RunOutcome::ApicEoi { vector });
                     vp.request(self.platform(), Requests::EVENT);
                 }
                 ApicEffect::Nmi => vp.request(self.platform(), Requests::NMI),
@@ -29,12 +37,20 @@ fn send_ipi(platform: &dyn Platform, partition: &Partition, sender: &Arc<Vp>, ip
     let targets: Vec<Arc<Vp>> = match ipi.destination {
         IpiTarget::SelfOnly => alloc::vec![sender.clone()],
         IpiTarget::All => partition.all_vps(),
-        IpiTarget::AllButSelf => {
-            partition.all_vps().into_iter().filter(|vp| vp.index != sender.index).collect()
-        }
+        IpiTarget::AllButSelf => partition
+            .all_vps()
+            .into_iter()
+            .filter(|vp| vp.index != sender.index)
+            .collect(),
         IpiTarget::To(destination) => matching(partition, destination),
     };
-    deliver(platform, &targets, ipi.mode, ipi.vector, ipi.level_triggered);
+    deliver(
+        platform,
+        &targets,
+        ipi.mode,
+        ipi.vector,
+        ipi.level_triggered,
+    );
 }
 
 /// The virtual processors that accept a message for `destination`.
@@ -55,17 +71,25 @@ pub(crate) fn deliver(
 ) {
     match mode {
         DeliveryMode::Fixed => {
-            targets.iter().for_each(|vp| request_vector(platform, vp, vector, level));
+            targets
+                .iter()
+                .for_each(|vp| request_vector(platform, vp, vector, level));
         }
         DeliveryMode::LowestPriority => {
             if let Some(vp) = lowest_priority(targets) {
                 request_vector(platform, vp, vector, level);
             }
         }
-        DeliveryMode::Nmi => targets.iter().for_each(|vp| vp.request(platform, Requests::NMI)),
-        DeliveryMode::Init => targets.iter().for_each(|vp| vp.request(platform, Requests::INIT)),
+        DeliveryMode::Nmi => targets
+            .iter()
+            .for_each(|vp| vp.request(platform, Requests::NMI)),
+        DeliveryMode::Init => targets
+            .iter()
+            .for_each(|vp| vp.request(platform, Requests::INIT)),
         DeliveryMode::Startup => {
-            targets.iter().for_each(|vp| vp.request_startup(platform, Startup::Sipi(vector)));
+            targets
+                .iter()
+                .for_each(|vp| vp.request_startup(platform, Startup::Sipi(vector)));
         }
         // There is no system management mode behind this APIC; an ExtINT
         // comes from the 8259s alone.

@@ -73,7 +73,10 @@ impl Intercepts {
     /// Whether an access to an MSR is the parent's.
     pub(crate) fn takes_msr(&self, index: u32, access: HvInterceptAccessMask) -> bool {
         self.all_msrs.is_some_and(|mask| mask.contains(access))
-            || self.msrs.get(&index).is_some_and(|mask| mask.contains(access))
+            || self
+                .msrs
+                .get(&index)
+                .is_some_and(|mask| mask.contains(access))
     }
 
     /// Whether a CPUID leaf is the parent's.
@@ -146,7 +149,11 @@ impl Partition {
 
     /// Fails unless the partition is in `state`.
     pub(crate) fn require(&self, state: PartitionState) -> Result<(), HvStatus> {
-        if *self.state.lock() == state { Ok(()) } else { Err(HvStatus::INVALID_PARTITION_STATE) }
+        if *self.state.lock() == state {
+            Ok(())
+        } else {
+            Err(HvStatus::INVALID_PARTITION_STATE)
+        }
     }
 
     /// The present guest-physical space.
@@ -221,6 +228,10 @@ impl Partition {
 
     /// A numeric property, or `default`.
     pub(crate) fn property(&self, code: tlfs::HvPartitionPropertyCode, default: u64) -> u64 {
-        self.properties.lock().get(&code.0).copied().unwrap_or(default)
+        self.properties
+            .lock()
+            .get(&code.0)
+            .copied()
+            .unwrap_or(default)
     }
 }

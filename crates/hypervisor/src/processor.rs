@@ -122,9 +122,15 @@ pub struct Exception {
 
 impl Exception {
     /// #UD, invalid opcode.
-    pub const INVALID_OPCODE: Self = Self { vector: 6, error_code: None };
+    pub const INVALID_OPCODE: Self = Self {
+        vector: 6,
+        error_code: None,
+    };
     /// #GP(0), general protection.
-    pub const GENERAL_PROTECTION: Self = Self { vector: 13, error_code: Some(0) };
+    pub const GENERAL_PROTECTION: Self = Self {
+        vector: 13,
+        error_code: Some(0),
+    };
 }
 
 /// The mode in which a virtual processor executes.

@@ -31,8 +31,17 @@ impl ReferenceClock {
         let frequency = platform.tsc_frequency().max(HV_REFERENCE_TIME_HZ + 1);
         let scale = ((u128::from(HV_REFERENCE_TIME_HZ) << 64) / u128::from(frequency)) as u64;
         let offset = -(scaled(platform.tsc(), scale) as i64);
-        let state = State { tsc_offset: None, offset, frozen: None, sequence: 1 };
-        Self { frequency, scale, state: Mutex::new(state) }
+        let state = State {
+            tsc_offset: None,
+            offset,
+            frozen: None,
+            sequence: 1,
+        };
+        Self {
+            frequency,
+            scale,
+            state: Mutex::new(state),
+        }
     }
 
     /// The guest TSC's frequency, Hz.
@@ -43,7 +52,9 @@ impl ReferenceClock {
     /// Reference time now.
     pub(crate) fn now(&self, platform: &dyn Platform) -> u64 {
         let state = self.state.lock();
-        state.frozen.unwrap_or_else(|| self.time(&state, platform.tsc()))
+        state
+            .frozen
+            .unwrap_or_else(|| self.time(&state, platform.tsc()))
     }
 
     fn time(&self, state: &State, host_tsc: u64) -> u64 {
@@ -107,7 +118,11 @@ impl ReferenceClock {
     pub(crate) fn page(&self) -> HvReferenceTscPage {
         let state = self.state.lock();
         HvReferenceTscPage {
-            tsc_sequence: if state.frozen.is_some() { 0 } else { state.sequence },
+            tsc_sequence: if state.frozen.is_some() {
+                0
+            } else {
+                state.sequence
+            },
             reserved1: 0,
             tsc_scale: self.scale,
             tsc_offset: state.offset,

@@ -6,8 +6,8 @@ use crate::fault::Step;
 use crate::op::{Address, Op, OpFn, prefix};
 use crate::state::{reg, seg};
 use iced_x86::{
-    Decoder as Iced, DecoderError, DecoderOptions, Instruction, OpCodeOperandKind, OpKind,
-    Register,
+    Code, Decoder as Iced, DecoderError, DecoderOptions, Instruction, Mnemonic, OpCodeOperandKind,
+    OpKind, Register,
 };
 
 /// The longest instruction, bytes.
@@ -68,6 +68,7 @@ impl Decoder {
         while ops.len() < crate::block::MAX_OPS && iced.can_decode() {
             let at = iced.position();
             iced.decode_out(&mut instruction);
+            self.mend(&mut instruction, &bytes[at..]);
             if let Some(op) = self.op(&instruction, iced.last_error(), at, bytes.len()) {
                 let last = op.is_last();
                 ops.push(op);
@@ -87,7 +88,8 @@ impl Decoder {
     /// Decodes one instruction; `None` when it is longer than `bytes`.
     pub(crate) fn single(&mut self, bytes: &[u8]) -> Option<Op> {
         let mut iced = self.iced(bytes);
-        let instruction = iced.decode();
+        let mut instruction = iced.decode();
+        self.mend(&mut instruction, bytes);
         let mut op = self.op(&instruction, iced.last_error(), 0, bytes.len())?;
         op.prefix |= prefix::LAST;
         Some(op)
@@ -97,6 +99,24 @@ impl Decoder {
         // Instruction pointers count from the block's start, so that a block
         // serves every linear address its page is mapped at.
         Iced::with_ip(u32::from(self.mode.bits), bytes, 0, DecoderOptions::NONE)
+    }
+
+    /// F3 90 with REX.B is no PAUSE: processors exchange RAX with R8.
+    fn mend(&self, instruction: &mut Instruction, bytes: &[u8]) {
+        let length = instruction.len();
+        if instruction.code() != Code::Pause || self.mode.bits != 64 || length < 3 {
+            return;
+        }
+        let Some([rex, _]) = bytes.get(length - 2..length) else { return };
+        if rex & 0xf1 != 0x41 {
+            return;
+        }
+        let bytes: Vec<u8> = bytes[..length].iter().copied().filter(|&b| b != 0xf3).collect();
+        let exchange = self.iced(&bytes).decode();
+        if exchange.mnemonic() == Mnemonic::Xchg {
+            *instruction = exchange;
+            instruction.set_len(length);
+        }
     }
 
     fn op(

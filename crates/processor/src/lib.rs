@@ -30,6 +30,8 @@ mod memory;
 mod mmu;
 mod native;
 mod op;
+#[cfg(test)]
+mod oracle;
 mod space;
 mod state;
 mod vp;

@@ -309,6 +309,8 @@ impl Vp {
             && self.state.cpl == 3;
         let mask = match size {
             2 | 4 | 8 | 16 => size - 1,
+            // A far pointer.
+            6 => 3,
             10 => 7,
             28 | 108 => 3,
             _ => 0,

@@ -146,7 +146,9 @@ impl HvMessage {
 
     /// The payload read as `T`; `None` when it is too short.
     pub fn body<T: zerocopy::FromBytes>(&self) -> Option<T> {
-        T::read_from_prefix(self.payload()).ok().map(|(body, _)| body)
+        T::read_from_prefix(self.payload())
+            .ok()
+            .map(|(body, _)| body)
     }
 }
 

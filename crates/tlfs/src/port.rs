@@ -40,7 +40,12 @@ wire! {
 impl HvPortInfo {
     /// A message port.
     pub fn message(target_sint: u32, target_vp: u32) -> Self {
-        Self { port_type: HvPortType::MESSAGE, target_sint, target_vp, ..Self::default() }
+        Self {
+            port_type: HvPortType::MESSAGE,
+            target_sint,
+            target_vp,
+            ..Self::default()
+        }
     }
 
     /// An event port for `flag_count` flags from `base_flag_number` on.

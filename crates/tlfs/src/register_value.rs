@@ -93,7 +93,11 @@ wire! {
 impl HvRegisterAssoc {
     /// A pair of name and value.
     pub fn new(name: crate::HvRegisterName, value: HvRegisterValue) -> Self {
-        Self { name, value: [value.0 as u64, (value.0 >> 64) as u64], ..Self::new_zeroed() }
+        Self {
+            name,
+            value: [value.0 as u64, (value.0 >> 64) as u64],
+            ..Self::new_zeroed()
+        }
     }
 
     /// The value.
@@ -141,7 +145,11 @@ impl HvPendingInterruption {
 
     /// The error code to be pushed, if any.
     pub const fn error_code(self) -> Option<u32> {
-        if self.0 & 1 << 4 != 0 { Some((self.0 >> 32) as u32) } else { None }
+        if self.0 & 1 << 4 != 0 {
+            Some((self.0 >> 32) as u32)
+        } else {
+            None
+        }
     }
 }
 
@@ -179,7 +187,11 @@ impl HvPendingExceptionEvent {
 
     /// The error code to be pushed, if any.
     pub const fn error_code(self) -> Option<u32> {
-        if self.0 & 1 << 8 != 0 { Some((self.0 >> 32) as u32) } else { None }
+        if self.0 & 1 << 8 != 0 {
+            Some((self.0 >> 32) as u32)
+        } else {
+            None
+        }
     }
 }
 

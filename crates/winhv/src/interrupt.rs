@@ -30,6 +30,9 @@ impl<T: Transport> WinHv<T> {
     /// HvCallClearVirtualInterrupt: takes back an external interrupt that
     /// was not acknowledged.
     pub fn clear_virtual_interrupt(&self, partition_id: HvPartitionId) -> HvResult {
-        self.call(HvCallCode::CLEAR_VIRTUAL_INTERRUPT, &HvInputClearVirtualInterrupt { partition_id })
+        self.call(
+            HvCallCode::CLEAR_VIRTUAL_INTERRUPT,
+            &HvInputClearVirtualInterrupt { partition_id },
+        )
     }
 }

@@ -86,7 +86,8 @@ impl<T: Transport> WinHv<T> {
 
     /// A simple call without output.
     fn call<I: IntoBytes + Immutable>(&self, code: HvCallCode, input: &I) -> HvResult {
-        self.raw(HvHypercallControl::simple(code), input.as_bytes(), &mut []).map(|_| ())
+        self.raw(HvHypercallControl::simple(code), input.as_bytes(), &mut [])
+            .map(|_| ())
     }
 
     /// A simple call with output.
@@ -107,26 +108,28 @@ impl<T: Transport> WinHv<T> {
         let completed = result.reps_completed();
         match result.status() {
             HvStatus::SUCCESS => Ok(completed),
-            status => Err(HvError { call: control.code(), status, completed }),
+            status => Err(HvError {
+                call: control.code(),
+                status,
+                completed,
+            }),
         }
     }
 
     /// A rep call over one parameter page, continued until all `count`
     /// elements are done.
-    fn rep(
-        &self,
-        code: HvCallCode,
-        count: usize,
-        input: &[u8],
-        output: &mut [u8],
-    ) -> HvResult {
+    fn rep(&self, code: HvCallCode, count: usize, input: &[u8], output: &mut [u8]) -> HvResult {
         let mut start = 0;
         while start < count {
             let control = HvHypercallControl::rep(code, count, start);
             let completed = self.raw(control, input, output)?;
             if completed <= start {
                 // A hypervisor does at least one rep or tells why not.
-                return Err(HvError { call: code, status: HvStatus::OPERATION_FAILED, completed });
+                return Err(HvError {
+                    call: code,
+                    status: HvStatus::OPERATION_FAILED,
+                    completed,
+                });
             }
             start = completed;
         }
@@ -160,14 +163,23 @@ impl<T: Transport> WinHv<T> {
             if count == 0 {
                 return Ok(done);
             }
-            let shift = |error: HvError| HvError { completed: done + error.completed, ..error };
+            let shift = |error: HvError| HvError {
+                completed: done + error.completed,
+                ..error
+            };
             self.rep(code, count, &page, &mut []).map_err(shift)?;
             done += count;
         }
     }
 
     /// A rep call without input elements.
-    fn rep_out(&self, code: HvCallCode, header: &[u8], count: usize, size: usize) -> HvResult<Vec<u8>> {
+    fn rep_out(
+        &self,
+        code: HvCallCode,
+        header: &[u8],
+        count: usize,
+        size: usize,
+    ) -> HvResult<Vec<u8>> {
         let mut output = vec![0; count * size];
         self.rep(code, count, header, &mut output)?;
         Ok(output)

@@ -32,18 +32,31 @@ impl<T: Transport> WinHv<T> {
     /// that there are if fewer.
     pub fn withdraw_memory(&self, partition_id: HvPartitionId, count: usize) -> HvResult<Vec<u64>> {
         let available = self.memory_balance(partition_id)?.pages_available;
-        let count = count.min(MAX_OUTPUT_REPS).min(usize::try_from(available).unwrap_or(usize::MAX));
+        let count = count
+            .min(MAX_OUTPUT_REPS)
+            .min(usize::try_from(available).unwrap_or(usize::MAX));
         let proximity_domain_info = HvProximityDomainInfo::default();
-        let input = HvInputMemoryPool { partition_id, proximity_domain_info };
+        let input = HvInputMemoryPool {
+            partition_id,
+            proximity_domain_info,
+        };
         let bytes = self.rep_out(HvCallCode::WITHDRAW_MEMORY, input.as_bytes(), count, 8)?;
-        let pages = bytes.chunks_exact(8).filter_map(|bytes| bytes.try_into().ok());
+        let pages = bytes
+            .chunks_exact(8)
+            .filter_map(|bytes| bytes.try_into().ok());
         Ok(pages.map(u64::from_le_bytes).collect())
     }
 
     /// HvCallGetMemoryBalance.
-    pub fn memory_balance(&self, partition_id: HvPartitionId) -> HvResult<HvOutputGetMemoryBalance> {
+    pub fn memory_balance(
+        &self,
+        partition_id: HvPartitionId,
+    ) -> HvResult<HvOutputGetMemoryBalance> {
         let proximity_domain_info = HvProximityDomainInfo::default();
-        let input = HvInputMemoryPool { partition_id, proximity_domain_info };
+        let input = HvInputMemoryPool {
+            partition_id,
+            proximity_domain_info,
+        };
         self.call_out(HvCallCode::GET_MEMORY_BALANCE, &input)
     }
 
@@ -102,9 +115,13 @@ impl<T: Transport> WinHv<T> {
                 unmap_flags: if large { HV_UNMAP_GPA_LARGE_PAGE } else { 0 },
                 padding: 0,
             };
-            let shift = |error: HvError| HvError { completed: done as usize + error.completed, ..error };
+            let shift = |error: HvError| HvError {
+                completed: done as usize + error.completed,
+                ..error
+            };
             let code = HvCallCode::UNMAP_GPA_PAGES;
-            self.rep(code, reps as usize, input.as_bytes(), &mut []).map_err(shift)?;
+            self.rep(code, reps as usize, input.as_bytes(), &mut [])
+                .map_err(shift)?;
             done += reps;
         }
         Ok(())
@@ -120,7 +137,13 @@ impl<T: Transport> WinHv<T> {
         data: &mut [u8],
     ) -> HvResult<HvAccessGpaResultCode> {
         let byte_count = data.len() as u32;
-        let input = HvInputReadGpa { partition_id, vp_index, byte_count, base_gpa, control_flags: 0 };
+        let input = HvInputReadGpa {
+            partition_id,
+            vp_index,
+            byte_count,
+            base_gpa,
+            control_flags: 0,
+        };
         let output: HvOutputReadGpa = self.call_out(HvCallCode::READ_GPA, &input)?;
         let size = data.len().min(HV_READ_WRITE_GPA_MAX_SIZE);
         data[..size].copy_from_slice(&output.data[..size]);

@@ -14,25 +14,36 @@ use crate::{HvResult, Transport, WinHv};
 impl<T: Transport> WinHv<T> {
     /// HvCallCreatePartition: a child of the caller; its id.
     pub fn create_partition(&self, flags: HvPartitionCreationFlags) -> HvResult<HvPartitionId> {
-        let input = HvInputCreatePartition { flags: flags.bits(), ..Default::default() };
-        let output: HvPartitionIdParameter =
-            self.call_out(HvCallCode::CREATE_PARTITION, &input)?;
+        let input = HvInputCreatePartition {
+            flags: flags.bits(),
+            ..Default::default()
+        };
+        let output: HvPartitionIdParameter = self.call_out(HvCallCode::CREATE_PARTITION, &input)?;
         Ok(output.partition_id)
     }
 
     /// HvCallInitializePartition. May want memory deposited.
     pub fn initialize_partition(&self, partition_id: HvPartitionId) -> HvResult {
-        self.call(HvCallCode::INITIALIZE_PARTITION, &HvPartitionIdParameter { partition_id })
+        self.call(
+            HvCallCode::INITIALIZE_PARTITION,
+            &HvPartitionIdParameter { partition_id },
+        )
     }
 
     /// HvCallFinalizePartition.
     pub fn finalize_partition(&self, partition_id: HvPartitionId) -> HvResult {
-        self.call(HvCallCode::FINALIZE_PARTITION, &HvPartitionIdParameter { partition_id })
+        self.call(
+            HvCallCode::FINALIZE_PARTITION,
+            &HvPartitionIdParameter { partition_id },
+        )
     }
 
     /// HvCallDeletePartition.
     pub fn delete_partition(&self, partition_id: HvPartitionId) -> HvResult {
-        self.call(HvCallCode::DELETE_PARTITION, &HvPartitionIdParameter { partition_id })
+        self.call(
+            HvCallCode::DELETE_PARTITION,
+            &HvPartitionIdParameter { partition_id },
+        )
     }
 
     /// HvCallGetPartitionProperty.
@@ -41,7 +52,11 @@ impl<T: Transport> WinHv<T> {
         partition_id: HvPartitionId,
         property_code: HvPartitionPropertyCode,
     ) -> HvResult<u64> {
-        let input = HvInputGetPartitionProperty { partition_id, property_code, padding: 0 };
+        let input = HvInputGetPartitionProperty {
+            partition_id,
+            property_code,
+            padding: 0,
+        };
         let output: HvOutputGetPartitionProperty =
             self.call_out(HvCallCode::GET_PARTITION_PROPERTY, &input)?;
         Ok(output.property_value)
@@ -54,8 +69,12 @@ impl<T: Transport> WinHv<T> {
         property_code: HvPartitionPropertyCode,
         property_value: u64,
     ) -> HvResult {
-        let input =
-            HvInputSetPartitionProperty { partition_id, property_code, padding: 0, property_value };
+        let input = HvInputSetPartitionProperty {
+            partition_id,
+            property_code,
+            padding: 0,
+            property_value,
+        };
         self.call(HvCallCode::SET_PARTITION_PROPERTY, &input)
     }
 
@@ -73,7 +92,10 @@ impl<T: Transport> WinHv<T> {
         parent_id: HvPartitionId,
         previous: HvPartitionId,
     ) -> HvResult<Option<HvPartitionId>> {
-        let input = HvInputGetNextChildPartition { parent_id, previous_child_id: previous };
+        let input = HvInputGetNextChildPartition {
+            parent_id,
+            previous_child_id: previous,
+        };
         let output: HvPartitionIdParameter =
             self.call_out(HvCallCode::GET_NEXT_CHILD_PARTITION, &input)?;
         Ok((output.partition_id != tlfs::HV_PARTITION_ID_INVALID).then_some(output.partition_id))
@@ -112,7 +134,11 @@ impl<T: Transport> WinHv<T> {
 
     /// HvCallGetSystemProperty.
     pub fn system_property(&self, property_id: HvSystemProperty) -> HvResult<u64> {
-        let input = HvInputGetSystemProperty { property_id, reserved: 0, argument: 0 };
+        let input = HvInputGetSystemProperty {
+            property_id,
+            reserved: 0,
+            argument: 0,
+        };
         let output: HvOutputGetSystemProperty =
             self.call_out(HvCallCode::GET_SYSTEM_PROPERTY, &input)?;
         Ok(output.value)

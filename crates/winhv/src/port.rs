@@ -33,7 +33,11 @@ impl<T: Transport> WinHv<T> {
 
     /// HvCallDeletePort.
     pub fn delete_port(&self, partition_id: HvPartitionId, port_id: HvPortId) -> HvResult {
-        let input = HvInputPortReference { partition_id, id: port_id, reserved: 0 };
+        let input = HvInputPortReference {
+            partition_id,
+            id: port_id,
+            reserved: 0,
+        };
         self.call(HvCallCode::DELETE_PORT, &input)
     }
 
@@ -51,7 +55,10 @@ impl<T: Transport> WinHv<T> {
             connection_id,
             port_partition_id: port_partition,
             port_id,
-            connection_info: HvConnectionInfo { port_type, ..Default::default() },
+            connection_info: HvConnectionInfo {
+                port_type,
+                ..Default::default()
+            },
             ..Default::default()
         };
         self.call(HvCallCode::CONNECT_PORT, &input)
@@ -63,7 +70,11 @@ impl<T: Transport> WinHv<T> {
         partition_id: HvPartitionId,
         connection_id: HvConnectionId,
     ) -> HvResult {
-        let input = HvInputPortReference { partition_id, id: connection_id, reserved: 0 };
+        let input = HvInputPortReference {
+            partition_id,
+            id: connection_id,
+            reserved: 0,
+        };
         self.call(HvCallCode::DISCONNECT_PORT, &input)
     }
 
@@ -76,7 +87,11 @@ impl<T: Transport> WinHv<T> {
     ) -> HvResult {
         let call = HvCallCode::POST_MESSAGE;
         if payload.len() > HV_MESSAGE_PAYLOAD_SIZE {
-            return Err(HvError { call, status: HvStatus::INVALID_PARAMETER, completed: 0 });
+            return Err(HvError {
+                call,
+                status: HvStatus::INVALID_PARAMETER,
+                completed: 0,
+            });
         }
         let mut input = HvInputPostMessage {
             connection_id,
@@ -90,7 +105,11 @@ impl<T: Transport> WinHv<T> {
 
     /// HvCallSignalEvent, as a fast call.
     pub fn signal_event(&self, connection_id: HvConnectionId, flag_number: u16) -> HvResult {
-        let input = HvInputSignalEvent { connection_id, flag_number, reserved: 0 };
+        let input = HvInputSignalEvent {
+            connection_id,
+            flag_number,
+            reserved: 0,
+        };
         let mut registers = [0; tlfs::HV_FAST_INPUT_SIZE];
         registers[..size_of_val(&input)].copy_from_slice(input.as_bytes());
         let control = HvHypercallControl::simple(HvCallCode::SIGNAL_EVENT).with_fast();

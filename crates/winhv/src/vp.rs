@@ -16,20 +16,32 @@ use crate::{HvError, HvResult, Transport, WinHv};
 const VALUES_PER_PAGE: usize = HV_PAGE_SIZE / size_of::<HvRegisterValue>();
 
 fn header(partition_id: HvPartitionId, vp_index: HvVpIndex) -> HvInputVpRegisters {
-    HvInputVpRegisters { partition_id, vp_index, ..Default::default() }
+    HvInputVpRegisters {
+        partition_id,
+        vp_index,
+        ..Default::default()
+    }
 }
 
 impl<T: Transport> WinHv<T> {
     /// HvCallCreateVp. May want memory deposited. The new virtual processor
     /// is suspended until `EXPLICIT_SUSPEND` is cleared.
     pub fn create_vp(&self, partition_id: HvPartitionId, vp_index: HvVpIndex) -> HvResult {
-        let input = HvInputCreateVp { partition_id, vp_index, ..Default::default() };
+        let input = HvInputCreateVp {
+            partition_id,
+            vp_index,
+            ..Default::default()
+        };
         self.call(HvCallCode::CREATE_VP, &input)
     }
 
     /// HvCallDeleteVp.
     pub fn delete_vp(&self, partition_id: HvPartitionId, vp_index: HvVpIndex) -> HvResult {
-        let input = HvInputDeleteVp { partition_id, vp_index, reserved: 0 };
+        let input = HvInputDeleteVp {
+            partition_id,
+            vp_index,
+            reserved: 0,
+        };
         self.call(HvCallCode::DELETE_VP, &input)
     }
 
@@ -46,9 +58,13 @@ impl<T: Transport> WinHv<T> {
             input.extend_from_slice(names.as_bytes());
             let mut output = vec![HvRegisterValue::default(); names.len()];
             let done = values.len();
-            let shift = |error: HvError| HvError { completed: done + error.completed, ..error };
+            let shift = |error: HvError| HvError {
+                completed: done + error.completed,
+                ..error
+            };
             let code = HvCallCode::GET_VP_REGISTERS;
-            self.rep(code, names.len(), &input, output.as_mut_bytes()).map_err(shift)?;
+            self.rep(code, names.len(), &input, output.as_mut_bytes())
+                .map_err(shift)?;
             values.append(&mut output);
         }
         Ok(values)
@@ -72,9 +88,12 @@ impl<T: Transport> WinHv<T> {
         vp_index: HvVpIndex,
         registers: &[(HvRegisterName, HvRegisterValue)],
     ) -> HvResult {
-        let elements = registers.iter().map(|(name, value)| HvRegisterAssoc::new(*name, *value));
+        let elements = registers
+            .iter()
+            .map(|(name, value)| HvRegisterAssoc::new(*name, *value));
         let header = |_| header(partition_id, vp_index);
-        self.rep_list(HvCallCode::SET_VP_REGISTERS, header, elements).map(|_| ())
+        self.rep_list(HvCallCode::SET_VP_REGISTERS, header, elements)
+            .map(|_| ())
     }
 
     /// Answers an intercept: sets `INTERCEPT_COMPLETION` to `value`, then

@@ -66,7 +66,9 @@ fn ex_targets(context: &Context<'_>, header: &[u8]) -> HvResult<(HvFlushFlags, V
     if flags.contains(HvFlushFlags::ALL_PROCESSORS) {
         return Ok((flags, context.caller.all_vps()));
     }
-    let banks = header.get(size_of::<HvInputFlushVirtualAddressSpaceEx>()..).unwrap_or_default();
+    let banks = header
+        .get(size_of::<HvInputFlushVirtualAddressSpaceEx>()..)
+        .unwrap_or_default();
     let vps = vp_set::from_set(&context.caller, input.format, input.valid_bank_mask, banks)?;
     Ok((flags, vps))
 }
@@ -101,7 +103,11 @@ fn flush_list(
             pages.extend((0..count).map(|page| first.wrapping_add(page * HV_PAGE_SIZE as u64)));
         }
     }
-    let flush = if everything { FlushSet::All } else { FlushSet::Pages(pages) };
+    let flush = if everything {
+        FlushSet::All
+    } else {
+        FlushSet::Pages(pages)
+    };
     context.caller.flush(context.platform(), vps, &flush);
     reps.advance(reps.left());
     Ok(())

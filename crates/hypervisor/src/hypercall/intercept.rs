@@ -71,9 +71,9 @@ pub(super) fn register_result(
         values: [(a, a_mask), (b, b_mask), (c, c_mask), (d, d_mask)],
     };
     let mut intercepts = partition.intercepts.lock();
-    intercepts.results.retain(|old| {
-        (old.vp, old.leaf, old.subleaf) != (result.vp, result.leaf, result.subleaf)
-    });
+    intercepts
+        .results
+        .retain(|old| (old.vp, old.leaf, old.subleaf) != (result.vp, result.leaf, result.subleaf));
     if intercepts.results.len() >= MAX_RESULTS {
         return Err(HvStatus::NO_RESOURCES);
     }
@@ -94,13 +94,22 @@ pub(super) fn unregister_result(
     let subleaf = (input.subleaf_specific != 0).then_some(input.subleaf);
     let mut intercepts = partition.intercepts.lock();
     let before = intercepts.results.len();
-    intercepts.results.retain(|old| (old.vp, old.leaf, old.subleaf) != (vp, input.leaf, subleaf));
-    if intercepts.results.len() == before { Err(HvStatus::NOT_FOUND) } else { Ok(()) }
+    intercepts
+        .results
+        .retain(|old| (old.vp, old.leaf, old.subleaf) != (vp, input.leaf, subleaf));
+    if intercepts.results.len() == before {
+        Err(HvStatus::NOT_FOUND)
+    } else {
+        Ok(())
+    }
 }
 
 fn vp_selector(partition: &crate::partition::Partition, index: u32) -> HvResult<Option<u32>> {
     if index == HV_ANY_VP {
         return Ok(None);
     }
-    partition.vp(index).map(|vp| Some(vp.index)).ok_or(HvStatus::INVALID_VP_INDEX)
+    partition
+        .vp(index)
+        .map(|vp| Some(vp.index))
+        .ok_or(HvStatus::INVALID_VP_INDEX)
 }

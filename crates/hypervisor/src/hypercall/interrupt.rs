@@ -54,8 +54,11 @@ fn assert_interrupt(context: &Context<'_>, input: &HvInputAssertVirtualInterrupt
     if matches!(mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
         require(u32::from(vector) >= FIRST_VECTOR)?;
     }
-    let destination =
-        Destination { address, logical: control.logical(), x2apic_format: address > 0xFF };
+    let destination = Destination {
+        address,
+        logical: control.logical(),
+        x2apic_format: address > 0xFF,
+    };
     let targets = matching(&partition, destination);
     deliver(context.platform(), &targets, mode, vector, control.level());
     Ok(())
@@ -64,7 +67,9 @@ fn assert_interrupt(context: &Context<'_>, input: &HvInputAssertVirtualInterrupt
 /// The virtual processor with an APIC id, whether or not its APIC is enabled.
 fn by_apic_id(partition: &Partition, apic_id: u32) -> HvResult<Arc<Vp>> {
     let vps = partition.all_vps();
-    vps.into_iter().find(|vp| vp.apic_id == apic_id).ok_or(HvStatus::INVALID_PARAMETER)
+    vps.into_iter()
+        .find(|vp| vp.apic_id == apic_id)
+        .ok_or(HvStatus::INVALID_PARAMETER)
 }
 
 /// The vector of an 8259 pair; one at a time.
@@ -118,7 +123,11 @@ pub(super) fn clear(context: &mut Context<'_>, input: &[u8], _output: &mut [u8])
             state.apic.lint(pin, false, &mut effects);
         }
     }
-    if cleared { Ok(()) } else { Err(HvStatus::ACKNOWLEDGED) }
+    if cleared {
+        Ok(())
+    } else {
+        Err(HvStatus::ACKNOWLEDGED)
+    }
 }
 
 /// HvCallSendSyntheticClusterIpi.
@@ -137,14 +146,26 @@ pub(super) fn cluster_ipi_ex(
 ) -> HvResult {
     let header: HvInputSendSyntheticClusterIpiEx = parse(input)?;
     require(header.target_vtl == 0)?;
-    let banks = input.get(size_of::<HvInputSendSyntheticClusterIpiEx>()..).unwrap_or_default();
-    let targets =
-        vp_set::from_set(&context.caller, header.format, header.valid_bank_mask, banks)?;
+    let banks = input
+        .get(size_of::<HvInputSendSyntheticClusterIpiEx>()..)
+        .unwrap_or_default();
+    let targets = vp_set::from_set(
+        &context.caller,
+        header.format,
+        header.valid_bank_mask,
+        banks,
+    )?;
     send(context, &targets, header.vector)
 }
 
 fn send(context: &Context<'_>, targets: &[Arc<Vp>], vector: u32) -> HvResult {
     require((FIRST_VECTOR..=LAST_VECTOR).contains(&vector))?;
-    deliver(context.platform(), targets, DeliveryMode::Fixed, vector as u8, false);
+    deliver(
+        context.platform(),
+        targets,
+        DeliveryMode::Fixed,
+        vector as u8,
+        false,
+    );
     Ok(())
 }

@@ -30,7 +30,11 @@ pub(super) fn withdraw(context: &mut Context<'_>, reps: &mut Reps<'_>) -> HvResu
     let input: HvInputMemoryPool = reps.header()?;
     let partition = context.child_or_self(input.partition_id)?;
     while reps.more() {
-        let page = partition.pool.lock().withdraw().ok_or(HvStatus::NO_RESOURCES)?;
+        let page = partition
+            .pool
+            .lock()
+            .withdraw()
+            .ok_or(HvStatus::NO_RESOURCES)?;
         context.hypervisor.clear_page(page)?;
         context.hypervisor.deposited.lock().remove(&page);
         reps.put(&page)?;
@@ -44,13 +48,22 @@ pub(super) fn balance(context: &mut Context<'_>, input: &[u8], output: &mut [u8]
     let input: HvInputMemoryPool = parse(input)?;
     let partition = context.child_or_self(input.partition_id)?;
     let (pages_available, pages_in_use) = partition.pool.lock().balance();
-    put(output, &HvOutputGetMemoryBalance { pages_available, pages_in_use })
+    put(
+        output,
+        &HvOutputGetMemoryBalance {
+            pages_available,
+            pages_in_use,
+        },
+    )
 }
 
 /// Fails unless there is memory behind a system page.
 fn check_spa(platform: &dyn Platform, page: u64) -> HvResult {
     require(page < 1 << (64 - HV_PAGE_SHIFT))?;
-    platform.load_u32(page << HV_PAGE_SHIFT).map(|_| ()).map_err(|_| HvStatus::INVALID_PARAMETER)
+    platform
+        .load_u32(page << HV_PAGE_SHIFT)
+        .map(|_| ())
+        .map_err(|_| HvStatus::INVALID_PARAMETER)
 }
 
 /// How pages are to be mapped.
@@ -71,22 +84,34 @@ impl Mapping {
         let no_access = flags.contains(HvMapGpaFlags::NO_ACCESS);
         require(!(no_access && readable))?;
         let large = flags.contains(HvMapGpaFlags::LARGE_PAGE);
-        Ok(Self { rights, pages: if large { HV_LARGE_PAGE_PAGES } else { 1 } })
+        Ok(Self {
+            rights,
+            pages: if large { HV_LARGE_PAGE_PAGES } else { 1 },
+        })
     }
 
     /// The extent of one element, if it may be mapped.
     fn extent(&self, context: &Context<'_>, gpa_page: u64, spa_page: u64) -> HvResult<GpaExtent> {
         let width = u32::from(context.hypervisor.config().physical_address_bits);
         let limit = 1u64 << (width - HV_PAGE_SHIFT);
-        require(gpa_page % self.pages == 0 && spa_page % self.pages == 0)?;
+        require(gpa_page.is_multiple_of(self.pages) && spa_page.is_multiple_of(self.pages))?;
         require(gpa_page < limit && gpa_page + self.pages <= limit)?;
         check_spa(context.platform(), spa_page)?;
         check_spa(context.platform(), spa_page + self.pages - 1)?;
         let owned = context.hypervisor.deposited.lock();
-        if owned.range(spa_page..spa_page + self.pages).next().is_some() {
+        if owned
+            .range(spa_page..spa_page + self.pages)
+            .next()
+            .is_some()
+        {
             return Err(HvStatus::ACCESS_DENIED);
         }
-        Ok(GpaExtent { gpa_page, spa_page, pages: self.pages, rights: self.rights })
+        Ok(GpaExtent {
+            gpa_page,
+            spa_page,
+            pages: self.pages,
+            rights: self.rights,
+        })
     }
 }
 
@@ -150,7 +175,7 @@ pub(super) fn unmap(context: &mut Context<'_>, reps: &mut Reps<'_>) -> HvResult 
     require(input.unmap_flags & !HV_UNMAP_GPA_LARGE_PAGE == 0)?;
     let large = input.unmap_flags & HV_UNMAP_GPA_LARGE_PAGE != 0;
     let pages = if large { HV_LARGE_PAGE_PAGES } else { 1 };
-    require(input.target_gpa_base % pages == 0)?;
+    require(input.target_gpa_base.is_multiple_of(pages))?;
     let first = input.target_gpa_base.checked_add(reps.next as u64 * pages);
     let count = reps.left() as u64 * pages;
     let first = first.filter(|first| first.checked_add(count).is_some());
@@ -182,7 +207,14 @@ pub(super) fn read_gpa(context: &mut Context<'_>, input: &[u8], output: &mut [u8
         Err(GuestAccessError::Unmapped(_)) => HvAccessGpaResultCode::UNMAPPED,
         Err(GuestAccessError::Denied(_)) => HvAccessGpaResultCode::READ_INTERCEPT,
     };
-    put(output, &HvOutputReadGpa { result_code, reserved: 0, data })
+    put(
+        output,
+        &HvOutputReadGpa {
+            result_code,
+            reserved: 0,
+            data,
+        },
+    )
 }
 
 /// HvCallWriteGpa.
@@ -192,11 +224,22 @@ pub(super) fn write_gpa(context: &mut Context<'_>, input: &[u8], output: &mut [u
     context.vp(&partition, input.vp_index)?;
     let size = access_range(input.base_gpa, input.byte_count)?;
     let map = partition.gpa_map();
-    let written = guest_memory::write(context.platform(), &map, input.base_gpa, &input.data[..size]);
+    let written = guest_memory::write(
+        context.platform(),
+        &map,
+        input.base_gpa,
+        &input.data[..size],
+    );
     let result_code = match written {
         Ok(()) => HvAccessGpaResultCode::SUCCESS,
         Err(GuestAccessError::Unmapped(_)) => HvAccessGpaResultCode::UNMAPPED,
         Err(GuestAccessError::Denied(_)) => HvAccessGpaResultCode::WRITE_INTERCEPT,
     };
-    put(output, &HvOutputWriteGpa { result_code, reserved: 0 })
+    put(
+        output,
+        &HvOutputWriteGpa {
+            result_code,
+            reserved: 0,
+        },
+    )
 }

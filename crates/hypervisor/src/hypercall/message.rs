@@ -18,7 +18,12 @@ fn find_port(
     connection_id: HvConnectionId,
     port_type: HvPortType,
 ) -> HvResult<(Arc<Partition>, HvPortId, Port)> {
-    let connection = context.caller.connections.lock().get(&connection_id).copied();
+    let connection = context
+        .caller
+        .connections
+        .lock()
+        .get(&connection_id)
+        .copied();
     let connection = connection
         .filter(|connection| connection.port_type == port_type)
         .ok_or(HvStatus::INVALID_CONNECTION_ID)?;
@@ -28,7 +33,11 @@ fn find_port(
         .ok_or(HvStatus::INVALID_PORT_ID)?;
     let port = partition.ports.lock().get(&connection.port_id).copied();
     let port = port.filter(|port| port.info.port_type == port_type);
-    Ok((partition, connection.port_id, port.ok_or(HvStatus::INVALID_PORT_ID)?))
+    Ok((
+        partition,
+        connection.port_id,
+        port.ok_or(HvStatus::INVALID_PORT_ID)?,
+    ))
 }
 
 /// The virtual processor that a port's traffic arrives at. For HV_ANY_VP it
@@ -65,15 +74,16 @@ pub(super) fn post(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]) 
     require(input.payload_size as usize <= HV_MESSAGE_PAYLOAD_SIZE)?;
     // Types with bit 31 are the hypervisor's, 0 marks a free slot.
     require(input.message_type != 0 && input.message_type & HV_MESSAGE_TYPE_HYPERVISOR == 0)?;
-    let (partition, port_id, port) =
-        find_port(context, input.connection_id, HvPortType::MESSAGE)?;
+    let (partition, port_id, port) = find_port(context, input.connection_id, HvPortType::MESSAGE)?;
     let payload = &input.payload[..input.payload_size as usize];
     if partition.id == ROOT_PARTITION_ID {
-        context.platform().root_port_notify(RootNotification::Message {
-            port: port_id,
-            message_type: input.message_type,
-            payload: payload.to_vec(),
-        });
+        context
+            .platform()
+            .root_port_notify(RootNotification::Message {
+                port: port_id,
+                message_type: input.message_type,
+                payload: payload.to_vec(),
+            });
         return Ok(());
     }
     let vp = target_vp(&partition, port.info.target_vp)?;
@@ -93,12 +103,19 @@ pub(super) fn signal(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]
     // The sum fits: checked when the port was created.
     let flag = port.info.base_flag_number + input.flag_number;
     if partition.id == ROOT_PARTITION_ID {
-        context.platform().root_port_notify(RootNotification::Event { port: port_id, flag });
+        context
+            .platform()
+            .root_port_notify(RootNotification::Event {
+                port: port_id,
+                flag,
+            });
         return Ok(());
     }
     let vp = target_vp(&partition, port.info.target_vp)?;
     with_synic(context, &partition, &vp, |synic, bus| {
-        synic.signal(port.info.target_sint as usize, flag, bus).map(|_| ())
+        synic
+            .signal(port.info.target_sint as usize, flag, bus)
+            .map(|_| ())
     })
 }
 
@@ -115,7 +132,13 @@ pub(super) fn signal_direct(
     let newly = with_synic(context, &partition, &vp, |synic, bus| {
         synic.signal(input.target_sint.into(), input.flag_number, bus)
     })?;
-    put(output, &HvOutputSignalEventDirect { newly_signaled: newly.into(), reserved: [0; 7] })
+    put(
+        output,
+        &HvOutputSignalEventDirect {
+            newly_signaled: newly.into(),
+            reserved: [0; 7],
+        },
+    )
 }
 
 /// HvCallPostMessageDirect. The parent may send any type but 0.
@@ -126,8 +149,11 @@ pub(super) fn post_direct(context: &mut Context<'_>, input: &[u8], _output: &mut
     require(usize::from(header.payload_size) <= HV_MESSAGE_PAYLOAD_SIZE)?;
     let partition = context.child(input.partition_id)?;
     let vp = target_vp(&partition, input.vp_index)?;
-    let message =
-        Box::new(HvMessage::new(header.message_type, header.sender, input.message.payload()));
+    let message = Box::new(HvMessage::new(
+        header.message_type,
+        header.sender,
+        input.message.payload(),
+    ));
     with_synic(context, &partition, &vp, |synic, bus| {
         synic.post(input.sint_index.into(), message, bus)
     })

@@ -62,7 +62,10 @@ impl Context<'_> {
 
     /// A child of the caller.
     fn child(&self, id: HvPartitionId) -> HvResult<Arc<Partition>> {
-        let partition = self.hypervisor.partition(id).ok_or(HvStatus::INVALID_PARTITION_ID)?;
+        let partition = self
+            .hypervisor
+            .partition(id)
+            .ok_or(HvStatus::INVALID_PARTITION_ID)?;
         if partition.parent != Some(self.caller.id) {
             return Err(HvStatus::ACCESS_DENIED);
         }
@@ -71,7 +74,11 @@ impl Context<'_> {
 
     /// A child of the caller, or the caller.
     fn child_or_self(&self, id: HvPartitionId) -> HvResult<Arc<Partition>> {
-        if self.is_self(id) { Ok(self.caller.clone()) } else { self.child(id) }
+        if self.is_self(id) {
+            Ok(self.caller.clone())
+        } else {
+            self.child(id)
+        }
     }
 
     /// A virtual processor of `partition`.
@@ -177,17 +184,36 @@ impl Call {
     ) -> Progress {
         let start = control.rep_start();
         if !context.caller.may(self.privilege) {
-            return Progress { reps: start, status: Err(HvStatus::ACCESS_DENIED) };
+            return Progress {
+                reps: start,
+                status: Err(HvStatus::ACCESS_DENIED),
+            };
         }
         match self.kind {
-            Kind::Simple(handler) => {
-                Progress { reps: 0, status: handler(context, input, output) }
-            }
-            Kind::Rep { input: in_size, output: out_size, handler } => {
+            Kind::Simple(handler) => Progress {
+                reps: 0,
+                status: handler(context, input, output),
+            },
+            Kind::Rep {
+                input: in_size,
+                output: out_size,
+                handler,
+            } => {
                 let (header, input) = input.split_at(self.header_size(control).min(input.len()));
-                let mut reps = Reps { header, input, output, in_size, out_size, next: start, end };
+                let mut reps = Reps {
+                    header,
+                    input,
+                    output,
+                    in_size,
+                    out_size,
+                    next: start,
+                    end,
+                };
                 let status = handler(context, &mut reps);
-                Progress { reps: reps.next, status }
+                Progress {
+                    reps: reps.next,
+                    status,
+                }
             }
         }
     }
@@ -240,15 +266,23 @@ impl Reps<'_> {
 
 /// Reads a layout from the front of untrusted bytes.
 fn parse<T: FromBytes>(bytes: &[u8]) -> HvResult<T> {
-    T::read_from_prefix(bytes).map(|(value, _)| value).map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
+    T::read_from_prefix(bytes)
+        .map(|(value, _)| value)
+        .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
 }
 
 /// Writes a layout to the front of an output block.
 fn put<T: IntoBytes + Immutable>(output: &mut [u8], value: &T) -> HvResult {
-    value.write_to_prefix(output).map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
+    value
+        .write_to_prefix(output)
+        .map_err(|_| HvStatus::INVALID_HYPERCALL_INPUT)
 }
 
 /// Fails unless a condition on a parameter holds.
 fn require(condition: bool) -> HvResult {
-    if condition { Ok(()) } else { Err(HvStatus::INVALID_PARAMETER) }
+    if condition {
+        Ok(())
+    } else {
+        Err(HvStatus::INVALID_PARAMETER)
+    }
 }

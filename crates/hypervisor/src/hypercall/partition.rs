@@ -70,7 +70,10 @@ pub(super) fn finalize(context: &mut Context<'_>, input: &[u8], _output: &mut [u
     partition.connections.lock().clear();
     partition.ports.lock().clear();
     for other in context.hypervisor.all_partitions() {
-        other.connections.lock().retain(|_, c| c.port_partition != partition.id);
+        other
+            .connections
+            .lock()
+            .retain(|_, c| c.port_partition != partition.id);
     }
     Ok(())
 }
@@ -93,7 +96,12 @@ pub(super) fn delete(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]
 
 /// HvCallGetPartitionId.
 pub(super) fn get_id(context: &mut Context<'_>, _input: &[u8], output: &mut [u8]) -> HvResult {
-    put(output, &HvPartitionIdParameter { partition_id: context.caller.id })
+    put(
+        output,
+        &HvPartitionIdParameter {
+            partition_id: context.caller.id,
+        },
+    )
 }
 
 /// HvCallGetNextChildPartition.
@@ -103,7 +111,12 @@ pub(super) fn next_child(context: &mut Context<'_>, input: &[u8], output: &mut [
     let previous = input.previous_child_id;
     let children = context.hypervisor.children(parent.id);
     let next = children.into_iter().find(|child| *child > previous);
-    put(output, &HvPartitionIdParameter { partition_id: next.unwrap_or(HV_PARTITION_ID_INVALID) })
+    put(
+        output,
+        &HvPartitionIdParameter {
+            partition_id: next.unwrap_or(HV_PARTITION_ID_INVALID),
+        },
+    )
 }
 
 /// HvCallGetPartitionProperty.
@@ -160,7 +173,13 @@ pub(super) fn set_property(
     if state == PartitionState::Finalized {
         return Err(HvStatus::INVALID_PARTITION_STATE);
     }
-    set(context, &partition, input.property_code, input.property_value, state)
+    set(
+        context,
+        &partition,
+        input.property_code,
+        input.property_value,
+        state,
+    )
 }
 
 fn set(
@@ -172,7 +191,11 @@ fn set(
 ) -> HvResult {
     use HvPartitionPropertyCode as Code;
     let in_range = |range: core::ops::RangeInclusive<u64>| {
-        if range.contains(&value) { Ok(()) } else { Err(HvStatus::PROPERTY_VALUE_OUT_OF_RANGE) }
+        if range.contains(&value) {
+            Ok(())
+        } else {
+            Err(HvStatus::PROPERTY_VALUE_OUT_OF_RANGE)
+        }
     };
     let store = || {
         partition.properties.lock().insert(code.0, value);

@@ -59,7 +59,13 @@ fn create_port(
     if ports.len() >= MAX_OBJECTS {
         return Err(HvStatus::NO_RESOURCES);
     }
-    ports.insert(port_id, Port { info, connection_partition });
+    ports.insert(
+        port_id,
+        Port {
+            info,
+            connection_partition,
+        },
+    );
     Ok(())
 }
 
@@ -70,9 +76,9 @@ fn check_info(info: &HvPortInfo) -> HvResult {
         HvPortType::MESSAGE => {
             require(info.base_flag_number == 0 && info.flag_count == 0 && info.reserved == 0)
         }
-        HvPortType::EVENT => require(
-            info.flag_count != 0 && flags_end <= HV_EVENT_FLAGS_COUNT && info.reserved == 0,
-        ),
+        HvPortType::EVENT => {
+            require(info.flag_count != 0 && flags_end <= HV_EVENT_FLAGS_COUNT && info.reserved == 0)
+        }
         // Monitored notifications and doorbells are not offered.
         _ => Err(HvStatus::INVALID_PARAMETER),
     }
@@ -84,7 +90,11 @@ pub(super) fn delete(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]
     let input: HvInputPortReference = parse(input)?;
     let partition = context.child_or_self(input.partition_id)?;
     require(input.reserved == 0)?;
-    partition.ports.lock().remove(&input.id).ok_or(HvStatus::INVALID_PORT_ID)?;
+    partition
+        .ports
+        .lock()
+        .remove(&input.id)
+        .ok_or(HvStatus::INVALID_PORT_ID)?;
     for vp in partition.all_vps() {
         vp.state.lock().synic.drop_messages(input.id.into());
     }
@@ -140,7 +150,11 @@ fn connect_port(
     if connections.len() >= MAX_OBJECTS {
         return Err(HvStatus::NO_RESOURCES);
     }
-    let connection = Connection { port_partition: port_partition.id, port_id, port_type };
+    let connection = Connection {
+        port_partition: port_partition.id,
+        port_id,
+        port_type,
+    };
     connections.insert(connection_id, connection);
     Ok(())
 }

@@ -83,7 +83,10 @@ fn get(
         let now = context.processor(vp)?.tsc();
         return get_apic(&vp.state.lock(), offset, now).ok_or(HvStatus::INVALID_PARAMETER);
     }
-    context.processor(vp)?.register(name).ok_or(HvStatus::INVALID_PARAMETER)
+    context
+        .processor(vp)?
+        .register(name)
+        .ok_or(HvStatus::INVALID_PARAMETER)
 }
 
 fn get_partition_wide(context: &Context<'_>, partition: &Partition, name: Name) -> Option<u64> {
@@ -106,7 +109,12 @@ fn get_own(partition: &Partition, state: &VpState, vp: &Vp, name: Name) -> Optio
         Name::INTERCEPT_SUSPEND => u64::from(state.intercept_suspend),
         Name::INTERNAL_ACTIVITY_STATE => state.internal_activity().bits(),
         Name::INTERCEPT_COMPLETION => {
-            return Some(state.intercept.and_then(|intercept| intercept.answer).unwrap_or(0));
+            return Some(
+                state
+                    .intercept
+                    .and_then(|intercept| intercept.answer)
+                    .unwrap_or(0),
+            );
         }
         Name::PENDING_INTERRUPTION => pending_interruption(state).0,
         Name::PENDING_EVENT0 => {
@@ -216,10 +224,13 @@ fn set(
     if name == Name::PENDING_INTERRUPTION {
         return set_pending_interruption(context, vp, HvPendingInterruption(value.as_u64()));
     }
-    context.processor(vp)?.set_register(name, value).map_err(|error| match error {
-        InvalidRegister::UnknownName => HvStatus::INVALID_PARAMETER,
-        InvalidRegister::InvalidValue => HvStatus::INVALID_REGISTER_VALUE,
-    })
+    context
+        .processor(vp)?
+        .set_register(name, value)
+        .map_err(|error| match error {
+            InvalidRegister::UnknownName => HvStatus::INVALID_PARAMETER,
+            InvalidRegister::InvalidValue => HvStatus::INVALID_REGISTER_VALUE,
+        })
 }
 
 /// Suspension, intercepts, activity, crash parameters. Whether it was one.
@@ -239,8 +250,10 @@ fn set_control(vp: &Vp, name: Name, value: HvRegisterValue) -> HvResult<bool> {
         }
         Name::PENDING_EVENT0 => {
             let event = HvPendingExceptionEvent(value.0);
-            state.pending_exception =
-                event.pending().then(|| exception(event.vector(), event.error_code())).transpose()?;
+            state.pending_exception = event
+                .pending()
+                .then(|| exception(event.vector(), event.error_code()))
+                .transpose()?;
         }
         Name::PENDING_EVENT1 => require(low & 1 == 0)?,
         Name(0x210..=0x214) => state.crash[(name.0 - Name::GUEST_CRASH_P0.0) as usize] = low,
@@ -311,13 +324,25 @@ fn set_apic(context: &mut Context<'_>, vp: &Vp, name: Name, value: u64) -> HvRes
     let invalid = HvStatus::INVALID_REGISTER_VALUE;
     match name {
         Name::CR8 => {
-            let class = u8::try_from(value).ok().filter(|class| *class < 16).ok_or(invalid)?;
+            let class = u8::try_from(value)
+                .ok()
+                .filter(|class| *class < 16)
+                .ok_or(invalid)?;
             vp.state.lock().apic.set_tpr(class << 4);
         }
         Name::APIC_TPR | Name::SYNTHETIC_TPR => {
-            vp.state.lock().apic.set_hv_tpr(value).map_err(|_| invalid)?;
+            vp.state
+                .lock()
+                .apic
+                .set_hv_tpr(value)
+                .map_err(|_| invalid)?;
         }
-        Name::APIC_BASE => vp.state.lock().apic.set_base_msr(value).map_err(|_| invalid)?,
+        Name::APIC_BASE => vp
+            .state
+            .lock()
+            .apic
+            .set_base_msr(value)
+            .map_err(|_| invalid)?,
         Name::TSC_DEADLINE => vp.state.lock().apic.set_tsc_deadline(value),
         _ => return set_apic_page(context, vp, name, value),
     }
@@ -389,5 +414,9 @@ fn set_synic(
         }
         _ => return Ok(false),
     };
-    if valid { Ok(true) } else { Err(HvStatus::INVALID_REGISTER_VALUE) }
+    if valid {
+        Ok(true)
+    } else {
+        Err(HvStatus::INVALID_REGISTER_VALUE)
+    }
 }

@@ -1,7 +1,7 @@
 //! The hypercalls that exist. Whoever adds one adds a line here.
 
-use tlfs::{HvCallCode as C, HvHypercallControl, HvPartitionPrivilegeMask as P, HvStatus};
 use tlfs::*;
+use tlfs::{HvCallCode as C, HvHypercallControl, HvPartitionPrivilegeMask as P, HvStatus};
 
 use super::{Call, HvResult, Kind};
 use super::{flush, intercept, interrupt, memory, message, partition, port, registers, system, vp};
@@ -15,7 +15,14 @@ const fn simple(
     output: usize,
     handler: super::SimpleHandler,
 ) -> Call {
-    Call { code, privilege, input, variable: false, output, kind: Kind::Simple(handler) }
+    Call {
+        code,
+        privilege,
+        input,
+        variable: false,
+        output,
+        kind: Kind::Simple(handler),
+    }
 }
 
 const fn rep(
@@ -25,12 +32,26 @@ const fn rep(
     (input, output): (usize, usize),
     handler: super::RepHandler,
 ) -> Call {
-    let kind = Kind::Rep { input, output, handler };
-    Call { code, privilege, input: header, variable: false, output: 0, kind }
+    let kind = Kind::Rep {
+        input,
+        output,
+        handler,
+    };
+    Call {
+        code,
+        privilege,
+        input: header,
+        variable: false,
+        output: 0,
+        kind,
+    }
 }
 
 const fn variable(call: Call) -> Call {
-    Call { variable: true, ..call }
+    Call {
+        variable: true,
+        ..call
+    }
 }
 
 const fn of<T>() -> usize {
@@ -93,8 +114,10 @@ static CALLS: &[Call] = &[
 /// The call that a control word names, if the word is well-formed.
 pub(crate) fn find_call(control: HvHypercallControl) -> HvResult<&'static Call> {
     let code = control.code();
-    let call =
-        CALLS.iter().find(|call| call.code == code).ok_or(HvStatus::INVALID_HYPERCALL_CODE)?;
+    let call = CALLS
+        .iter()
+        .find(|call| call.code == code)
+        .ok_or(HvStatus::INVALID_HYPERCALL_CODE)?;
     call.check(control)?;
     Ok(call)
 }

@@ -35,7 +35,15 @@ pub(super) fn create(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]
         context.hypervisor.clear_page(page)?;
     }
     let [messages, event_flags, assist] = pages;
-    let state = VpState::new(apic, VpPages { messages, event_flags, assist }, bootstrap);
+    let state = VpState::new(
+        apic,
+        VpPages {
+            messages,
+            event_flags,
+            assist,
+        },
+        bootstrap,
+    );
     if !partition.add_vp(Vp::new(partition.id, input.vp_index, state)) {
         partition.pool.lock().release(&pages);
         return Err(HvStatus::INVALID_VP_INDEX);
@@ -64,8 +72,15 @@ pub(super) fn remove(context: &Context<'_>, partition: &Partition, index: HvVpIn
         space.remove_overlay(OverlayKind::EventFlags(index));
         space.remove_overlay(OverlayKind::VpAssist(index));
     });
-    let VpPages { messages, event_flags, assist } = vp.state.lock().pages;
-    partition.pool.lock().release(&[messages, event_flags, assist]);
+    let VpPages {
+        messages,
+        event_flags,
+        assist,
+    } = vp.state.lock().pages;
+    partition
+        .pool
+        .lock()
+        .release(&[messages, event_flags, assist]);
 }
 
 /// HvCallStartVirtualProcessor.
@@ -82,7 +97,10 @@ pub(super) fn start(context: &mut Context<'_>, input: &[u8], _output: &mut [u8])
     if !waits {
         return Err(HvStatus::INVALID_VP_STATE);
     }
-    vp.request_startup(context.platform(), Startup::Context(Box::new(input.vp_context)));
+    vp.request_startup(
+        context.platform(),
+        Startup::Context(Box::new(input.vp_context)),
+    );
     Ok(())
 }
 
@@ -94,7 +112,10 @@ pub(super) fn index_from_apic_id(context: &mut Context<'_>, reps: &mut Reps<'_>)
     let vps = partition.all_vps();
     while reps.more() {
         let apic_id: u32 = reps.input(0)?;
-        let vp = vps.iter().find(|vp| vp.apic_id == apic_id).ok_or(HvStatus::INVALID_PARAMETER)?;
+        let vp = vps
+            .iter()
+            .find(|vp| vp.apic_id == apic_id)
+            .ok_or(HvStatus::INVALID_PARAMETER)?;
         reps.put(&vp.index)?;
         reps.advance(1);
     }
@@ -107,7 +128,14 @@ const CACHE_TYPE_WRITE_BACK: u32 = 6;
 pub(super) fn translate(context: &mut Context<'_>, input: &[u8], output: &mut [u8]) -> HvResult {
     let (result_code, gpa_page) = translate_gva(context, input)?;
     let attributes = CACHE_TYPE_WRITE_BACK;
-    put(output, &HvOutputTranslateVirtualAddress { result_code, attributes, gpa_page })
+    put(
+        output,
+        &HvOutputTranslateVirtualAddress {
+            result_code,
+            attributes,
+            gpa_page,
+        },
+    )
 }
 
 /// HvCallTranslateVirtualAddressEx.
@@ -130,9 +158,12 @@ fn translate_gva(
     let partition = context.child_or_self(input.partition_id)?;
     let vp = context.vp(&partition, input.vp_index)?;
     // Bits 56 to 63 select a VTL; there is only VTL 0.
-    let flags = HvTranslateGvaFlags::from_bits(input.control_flags)
+    let flags =
+        HvTranslateGvaFlags::from_bits(input.control_flags).ok_or(HvStatus::INVALID_PARAMETER)?;
+    let gva = input
+        .gva_page
+        .checked_mul(HV_PAGE_SIZE as u64)
         .ok_or(HvStatus::INVALID_PARAMETER)?;
-    let gva = input.gva_page.checked_mul(HV_PAGE_SIZE as u64).ok_or(HvStatus::INVALID_PARAMETER)?;
     let cpu = context.processor(&vp)?;
     let user = flags.contains(HvTranslateGvaFlags::USER_ACCESS)
         || (cpu.cpl() == 3 && !flags.contains(HvTranslateGvaFlags::SUPERVISOR_ACCESS));

@@ -73,7 +73,9 @@ impl Synic {
 
     /// Whether `vector` belongs to a source that ends it by itself.
     pub(crate) fn is_auto_eoi(&self, vector: u8) -> bool {
-        self.sints.iter().any(|s| !s.masked() && s.auto_eoi() && s.vector() == vector)
+        self.sints
+            .iter()
+            .any(|s| !s.masked() && s.auto_eoi() && s.vector() == vector)
     }
 
     fn enabled(&self) -> bool {
@@ -99,9 +101,15 @@ impl Synic {
         message: Box<HvMessage>,
         bus: &mut SynicBus<'_>,
     ) -> Result<(), HvStatus> {
-        let queue = self.queues.get_mut(index).ok_or(HvStatus::INVALID_PARAMETER)?;
+        let queue = self
+            .queues
+            .get_mut(index)
+            .ok_or(HvStatus::INVALID_PARAMETER)?;
         let sender = message.header.sender;
-        if queue.iter().filter(|queued| queued.header.sender == sender).count()
+        if queue
+            .iter()
+            .filter(|queued| queued.header.sender == sender)
+            .count()
             >= HV_PORT_MESSAGE_BUFFERS
         {
             return Err(HvStatus::INSUFFICIENT_BUFFERS);
@@ -153,7 +161,9 @@ impl Synic {
     }
 
     fn next_message(&mut self, index: usize, now: u64) -> Option<Box<HvMessage>> {
-        self.queues[index].pop_front().or_else(|| self.take_timer_message(index, now))
+        self.queues[index]
+            .pop_front()
+            .or_else(|| self.take_timer_message(index, now))
     }
 
     /// Sets an event flag; whether it was clear before.
@@ -171,10 +181,12 @@ impl Synic {
         if index >= HV_SYNIC_SINT_COUNT || u32::from(flag) >= HV_EVENT_FLAGS_COUNT {
             return Err(HvStatus::INVALID_PARAMETER);
         }
-        let sint = self.open_sint(index, self.siefp).ok_or(HvStatus::INVALID_SYNIC_STATE)?;
-        let word = bus.pages.event_flags << HV_PAGE_SHIFT
-            | index as u64 * HV_EVENT_FLAGS_SIZE
-            | u64::from(flag / 32) * 4;
+        let sint = self
+            .open_sint(index, self.siefp)
+            .ok_or(HvStatus::INVALID_SYNIC_STATE)?;
+        let word = (bus.pages.event_flags << HV_PAGE_SHIFT)
+            + index as u64 * HV_EVENT_FLAGS_SIZE
+            + u64::from(flag / 32) * 4;
         let bit = 1 << (flag % 32);
         let old = bus
             .platform

@@ -34,7 +34,11 @@ impl Timer {
         }
         let running = self.config.enabled() && self.count != 0;
         self.expiry = running.then(|| {
-            if self.config.periodic() { now.saturating_add(self.count) } else { self.count }
+            if self.config.periodic() {
+                now.saturating_add(self.count)
+            } else {
+                self.count
+            }
         });
     }
 
@@ -134,6 +138,10 @@ impl Synic {
             expiration_time,
             delivery_time: now,
         };
-        Some(Box::new(HvMessage::new(HvMessageType::TIMER_EXPIRED, 0, payload.as_bytes())))
+        Some(Box::new(HvMessage::new(
+            HvMessageType::TIMER_EXPIRED,
+            0,
+            payload.as_bytes(),
+        )))
     }
 }

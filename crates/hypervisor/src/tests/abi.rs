@@ -7,7 +7,9 @@ use crate::hypercall::REPS_PER_ENTRY;
 const UNDEFINED: Completion = Completion::Fault(Exception::INVALID_OPCODE);
 
 fn spin_wait() -> u64 {
-    HvHypercallControl::simple(HvCallCode::NOTIFY_LONG_SPIN_WAIT).with_fast().0
+    HvHypercallControl::simple(HvCallCode::NOTIFY_LONG_SPIN_WAIT)
+        .with_fast()
+        .0
 }
 
 fn call(machine: &Machine, cpu: &mut FakeProcessor, control: u64) -> HvStatus {
@@ -22,25 +24,42 @@ fn the_hypercall_page_comes_and_goes() {
     let page = HvPageMsr::enabled_at(0x10).0;
     // Without an OS id the page stays away.
     machine.wrmsr(&mut cpu, HV_X64_MSR_HYPERCALL, page);
-    assert_eq!(machine.rdmsr(&mut cpu, HV_X64_MSR_HYPERCALL), Some(page & !1));
+    assert_eq!(
+        machine.rdmsr(&mut cpu, HV_X64_MSR_HYPERCALL),
+        Some(page & !1)
+    );
     assert_eq!(machine.spa(0x10000), 0x110 << 12);
     machine.wrmsr(&mut cpu, HV_X64_MSR_GUEST_OS_ID, 1);
     machine.wrmsr(&mut cpu, HV_X64_MSR_HYPERCALL, page | 0xFF0);
-    assert_eq!(machine.rdmsr(&mut cpu, HV_X64_MSR_HYPERCALL), Some(page | 0xFF0));
+    assert_eq!(
+        machine.rdmsr(&mut cpu, HV_X64_MSR_HYPERCALL),
+        Some(page | 0xFF0)
+    );
     let code = machine.platform.bytes(machine.spa(0x10000), 4096);
     assert_eq!(code[..8], [0xF3, 0x0F, 0x1E, 0xFA, 0x0F, 0x01, 0xC1, 0xC3]);
     assert!(code[8..].iter().all(|byte| *byte == 0xCC));
     let map = machine.hypervisor.gpa_map(machine.child).unwrap();
-    assert_eq!(map.lookup(0x10).unwrap().rights, HvMapGpaFlags::READ_EXECUTE);
+    assert_eq!(
+        map.lookup(0x10).unwrap().rights,
+        HvMapGpaFlags::READ_EXECUTE
+    );
     // Moved: the old place shows its RAM again.
-    machine.wrmsr(&mut cpu, HV_X64_MSR_HYPERCALL, HvPageMsr::enabled_at(0x11).0);
+    machine.wrmsr(
+        &mut cpu,
+        HV_X64_MSR_HYPERCALL,
+        HvPageMsr::enabled_at(0x11).0,
+    );
     assert_eq!(machine.platform.bytes(machine.spa(0x10000), 8), [0x55; 8]);
     machine.wrmsr(&mut cpu, HV_X64_MSR_GUEST_OS_ID, 0);
     assert_eq!(machine.rdmsr(&mut cpu, HV_X64_MSR_HYPERCALL), Some(0x11000));
     assert_eq!(machine.spa(0x11000), 0x111 << 12);
     // Locked, it stays.
     machine.wrmsr(&mut cpu, HV_X64_MSR_GUEST_OS_ID, 1);
-    machine.wrmsr(&mut cpu, HV_X64_MSR_HYPERCALL, page | HV_HYPERCALL_MSR_LOCKED);
+    machine.wrmsr(
+        &mut cpu,
+        HV_X64_MSR_HYPERCALL,
+        page | HV_HYPERCALL_MSR_LOCKED,
+    );
     machine.wrmsr_faults(&mut cpu, HV_X64_MSR_HYPERCALL, 0);
     machine.wrmsr(&mut cpu, HV_X64_MSR_GUEST_OS_ID, 0);
     assert_ne!(machine.spa(0x10000), 0x110 << 12);
@@ -57,7 +76,11 @@ fn who_may_call() {
     assert_eq!(exit(&mut cpu), Some(UNDEFINED));
     machine.wrmsr(&mut cpu, HV_X64_MSR_GUEST_OS_ID, 1);
     assert_eq!(exit(&mut cpu), Some(UNDEFINED));
-    machine.wrmsr(&mut cpu, HV_X64_MSR_HYPERCALL, HvPageMsr::enabled_at(0x10).0);
+    machine.wrmsr(
+        &mut cpu,
+        HV_X64_MSR_HYPERCALL,
+        HvPageMsr::enabled_at(0x10).0,
+    );
     assert_eq!(exit(&mut cpu), Some(Completion::Done));
     assert_eq!(cpu.gprs[0], 0);
     cpu.cpl = 3;
@@ -77,13 +100,23 @@ fn malformed_control_words() {
     let simple = HvHypercallControl::simple(HvCallCode::NOTIFY_LONG_SPIN_WAIT);
     assert_eq!(call(&machine, &mut cpu, simple.0), HvStatus::SUCCESS);
     for code in [0, 0x98, 0x7FFF, 0x8002, 0xFFFF] {
-        assert_eq!(call(&machine, &mut cpu, code), HvStatus::INVALID_HYPERCALL_CODE);
+        assert_eq!(
+            call(&machine, &mut cpu, code),
+            HvStatus::INVALID_HYPERCALL_CODE
+        );
     }
     let bad = HvStatus::INVALID_HYPERCALL_INPUT;
     for bit in (27..32).chain(32..64) {
-        assert_eq!(call(&machine, &mut cpu, simple.0 | 1 << bit), bad, "bit {bit}");
+        assert_eq!(
+            call(&machine, &mut cpu, simple.0 | 1 << bit),
+            bad,
+            "bit {bit}"
+        );
     }
-    assert_eq!(call(&machine, &mut cpu, simple.with_variable_header(1).0), bad);
+    assert_eq!(
+        call(&machine, &mut cpu, simple.with_variable_header(1).0),
+        bad
+    );
     let list = HvCallCode::FLUSH_VIRTUAL_ADDRESS_LIST;
     for (count, start) in [(0, 0), (1, 1), (2, 5)] {
         let control = HvHypercallControl::rep(list, count, start);
@@ -105,7 +138,12 @@ fn parameter_pages() {
     let spin = HvHypercallControl::simple(HvCallCode::NOTIFY_LONG_SPIN_WAIT).0;
     let cases = [
         (spin, 0x20004, 0, HvStatus::INVALID_ALIGNMENT),
-        (HvHypercallControl::simple(HvCallCode::POST_MESSAGE).0, 0x20FF8, 0, HvStatus::INVALID_ALIGNMENT),
+        (
+            HvHypercallControl::simple(HvCallCode::POST_MESSAGE).0,
+            0x20FF8,
+            0,
+            HvStatus::INVALID_ALIGNMENT,
+        ),
         (get_id, 0x20004, 0x21000, HvStatus::SUCCESS),
         (get_id, 0, 0x21001, HvStatus::INVALID_ALIGNMENT),
         (get_id, 0, 0x21FF8, HvStatus::SUCCESS),
@@ -113,7 +151,11 @@ fn parameter_pages() {
     for (control, input, output, expected) in cases {
         cpu.hypercall(control, input, output);
         assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
-        assert_eq!(HvHypercallResult(cpu.gprs[0]).status(), expected, "{control:#x} {input:#x}");
+        assert_eq!(
+            HvHypercallResult(cpu.gprs[0]).status(),
+            expected,
+            "{control:#x} {input:#x}"
+        );
     }
     assert_eq!(machine.read_guest(0x21FF8, 8), machine.child.to_le_bytes());
     // Unmapped input, read-only output: the parent is told, and the call is
@@ -133,7 +175,10 @@ fn parameter_pages() {
         assert!(cpu.completions.is_empty());
         assert_eq!(machine.run(0, &mut cpu), RunOutcome::Suspended);
         let resume = [(HvRegisterName::INTERCEPT_SUSPEND, 0u64.into())];
-        machine.winhv.set_vp_registers(machine.child, 0, &resume).unwrap();
+        machine
+            .winhv
+            .set_vp_registers(machine.child, 0, &resume)
+            .unwrap();
         assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
         assert_eq!(cpu.completions, [Completion::Retry]);
     }
@@ -157,7 +202,14 @@ fn calls_of_32_bit_code() {
     assert_eq!((cpu.gprs[2], cpu.gprs[0]), (0, 0));
     assert_eq!(machine.read_guest(0x21000, 8), machine.child.to_le_bytes());
     // A rep call's result: reps completed in EDX.
-    machine.write_guest(0x20000, HvInputFlushVirtualAddressSpace { flags: 1, ..Default::default() }.as_bytes());
+    machine.write_guest(
+        0x20000,
+        HvInputFlushVirtualAddressSpace {
+            flags: 1,
+            ..Default::default()
+        }
+        .as_bytes(),
+    );
     cpu.then(|cpu| {
         let control = HvHypercallControl::rep(HvCallCode::FLUSH_VIRTUAL_ADDRESS_LIST, 3, 0).0;
         (cpu.gprs[2], cpu.gprs[0]) = (control >> 32, control & 0xFFFF_FFFF);
@@ -175,7 +227,12 @@ fn long_lists_are_continued() {
     machine.enable_hypercalls(&mut cpu);
     let count = REPS_PER_ENTRY + 10;
     let control = HvHypercallControl::rep(HvCallCode::FLUSH_VIRTUAL_ADDRESS_LIST, count, 0);
-    let mut input = HvInputFlushVirtualAddressSpace { flags: 1, ..Default::default() }.as_bytes().to_vec();
+    let mut input = HvInputFlushVirtualAddressSpace {
+        flags: 1,
+        ..Default::default()
+    }
+    .as_bytes()
+    .to_vec();
     for page in 0..count as u64 {
         input.extend_from_slice(&(page << 12).to_le_bytes());
     }
@@ -189,12 +246,20 @@ fn long_lists_are_continued() {
     });
     assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
     assert_eq!(cpu.completions, [Completion::Retry, Completion::Done]);
-    assert_eq!(cpu.gprs[0], HvHypercallResult::new(HvStatus::SUCCESS, count).0);
+    assert_eq!(
+        cpu.gprs[0],
+        HvHypercallResult::new(HvStatus::SUCCESS, count).0
+    );
     assert_eq!(cpu.flushes.len(), count);
     // The root's lists are worked off in one call.
     let pages = 0x200..0x200 + 500;
     let rights = HvMapGpaFlags::ALL_RIGHTS;
-    assert_eq!(machine.winhv.map_gpa_pages(machine.child, 0x2000, pages, rights), Ok(500));
+    assert_eq!(
+        machine
+            .winhv
+            .map_gpa_pages(machine.child, 0x2000, pages, rights),
+        Ok(500)
+    );
 }
 
 #[test]
@@ -254,7 +319,10 @@ fn unknown_calls_go_to_a_parent_that_wants_them() {
     let mut cpu = machine.cpu();
     machine.enable_hypercalls(&mut cpu);
     let all = HvInterceptAccessMask::EXECUTE;
-    machine.winhv.install_intercept(machine.child, HvInterceptType::HYPERCALL, 0, all).unwrap();
+    machine
+        .winhv
+        .install_intercept(machine.child, HvInterceptType::HYPERCALL, 0, all)
+        .unwrap();
     cpu.completions.clear();
     cpu.hypercall(0x7777, 0xAB, 0xCD);
     let RunOutcome::Intercept(message) = machine.run(0, &mut cpu) else {
@@ -262,7 +330,13 @@ fn unknown_calls_go_to_a_parent_that_wants_them() {
     };
     let body: HvX64HypercallInterceptMessage = message.body().unwrap();
     assert_eq!((body.rcx, body.rdx, body.r8), (0x7777, 0xAB, 0xCD));
-    machine.winhv.complete_intercept(machine.child, 0, 0x8).unwrap();
+    machine
+        .winhv
+        .complete_intercept(machine.child, 0, 0x8)
+        .unwrap();
     assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
-    assert_eq!((cpu.gprs[0], cpu.completions.as_slice()), (8, [Completion::Done].as_slice()));
+    assert_eq!(
+        (cpu.gprs[0], cpu.completions.as_slice()),
+        (8, [Completion::Done].as_slice())
+    );
 }

@@ -3,7 +3,11 @@
 use super::*;
 
 fn cpuid(machine: &Machine, leaf: u32, subleaf: u32, default: [u32; 4]) -> [u32; 4] {
-    let exit = Exit::Cpuid { leaf, subleaf, default };
+    let exit = Exit::Cpuid {
+        leaf,
+        subleaf,
+        default,
+    };
     match machine.exit(&mut machine.cpu(), exit) {
         Some(Completion::Cpuid(values)) => values,
         other => panic!("{other:?}"),
@@ -69,10 +73,16 @@ fn the_invariant_tsc_is_asked_for() {
     machine.wrmsr_faults(&mut cpu, HV_X64_MSR_TSC_INVARIANT_CONTROL, 2);
     machine.wrmsr(&mut cpu, HV_X64_MSR_TSC_INVARIANT_CONTROL, 1);
     machine.wrmsr(&mut cpu, HV_X64_MSR_TSC_INVARIANT_CONTROL, 0);
-    assert_eq!(machine.rdmsr(&mut cpu, HV_X64_MSR_TSC_INVARIANT_CONTROL), Some(1));
+    assert_eq!(
+        machine.rdmsr(&mut cpu, HV_X64_MSR_TSC_INVARIANT_CONTROL),
+        Some(1)
+    );
     assert_eq!(cpuid(&machine, 0x8000_0007, 0, [0; 4])[3], 0x100);
     let uncontrolled = Machine::with_privileges(1, HvPartitionPrivilegeMask::empty());
-    assert_eq!(cpuid(&uncontrolled, 0x8000_0007, 0, [0, 0, 0, 0x100])[3], 0x100);
+    assert_eq!(
+        cpuid(&uncontrolled, 0x8000_0007, 0, [0, 0, 0, 0x100])[3],
+        0x100
+    );
 }
 
 #[test]
@@ -89,7 +99,10 @@ fn results_that_the_parent_registers() {
         ..Default::default()
     };
     machine.winhv.register_intercept_result(&result).unwrap();
-    assert_eq!(cpuid(&machine, 7, 1, [0x1234; 4]), [0x12F0, 0x1234, 5, 0x1234]);
+    assert_eq!(
+        cpuid(&machine, 7, 1, [0x1234; 4]),
+        [0x12F0, 0x1234, 5, 0x1234]
+    );
     assert_eq!(cpuid(&machine, 7, 0, [0x1234; 4]), [0x1234; 4]);
     let removed = HvInputUnregisterInterceptResult {
         partition_id: machine.child,
@@ -104,7 +117,10 @@ fn results_that_the_parent_registers() {
     assert_eq!(cpuid(&machine, 7, 1, [1; 4]), [1; 4]);
     let again = machine.winhv.unregister_intercept_result(&removed);
     assert_eq!(status(again), HvStatus::NOT_FOUND);
-    let wrong = HvInputRegisterInterceptResult { intercept_type: HvInterceptType::X64_MSR, ..result };
+    let wrong = HvInputRegisterInterceptResult {
+        intercept_type: HvInterceptType::X64_MSR,
+        ..result
+    };
     let wrong = machine.winhv.register_intercept_result(&wrong);
     assert_eq!(status(wrong), HvStatus::INVALID_PARAMETER);
 }

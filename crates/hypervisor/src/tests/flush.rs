@@ -6,10 +6,19 @@ use std::sync::atomic::AtomicUsize;
 use std::thread;
 
 fn header(flags: HvFlushFlags, mask: u64) -> HvInputFlushVirtualAddressSpace {
-    HvInputFlushVirtualAddressSpace { address_space: 0, flags: flags.bits(), processor_mask: mask }
+    HvInputFlushVirtualAddressSpace {
+        address_space: 0,
+        flags: flags.bits(),
+        processor_mask: mask,
+    }
 }
 
-fn call(machine: &Machine, cpu: &mut FakeProcessor, control: HvHypercallControl, input: &[u8]) -> HvHypercallResult {
+fn call(
+    machine: &Machine,
+    cpu: &mut FakeProcessor,
+    control: HvHypercallControl,
+    input: &[u8],
+) -> HvHypercallResult {
     HvHypercallResult(machine.guest_call(cpu, control.0, input))
 }
 
@@ -38,10 +47,15 @@ fn whole_spaces_and_lists() {
     assert_eq!(cpu.flushes, [0x7000, 0x8000, 0x9000].map(TlbFlush::Page));
     cpu.flushes.clear();
     // An extended range of 2 MiB is too much to go page by page.
-    let mut input = header(HvFlushFlags::USE_EXTENDED_RANGE_FORMAT, 1).as_bytes().to_vec();
+    let mut input = header(HvFlushFlags::USE_EXTENDED_RANGE_FORMAT, 1)
+        .as_bytes()
+        .to_vec();
     input.extend_from_slice([0x20_0000u64 | 1 << 11].as_bytes());
     let list = HvHypercallControl::rep(HvCallCode::FLUSH_VIRTUAL_ADDRESS_LIST, 1, 0);
-    assert_eq!(call(&machine, &mut cpu, list, &input).status(), HvStatus::SUCCESS);
+    assert_eq!(
+        call(&machine, &mut cpu, list, &input).status(),
+        HvStatus::SUCCESS
+    );
     assert_eq!(cpu.flushes, [TlbFlush::All]);
     // The other one flushes before it runs.
     let mut other = machine.cpu();
@@ -68,8 +82,14 @@ fn sparse_sets() {
     assert_eq!(cpu.flushes, [TlbFlush::All]);
     let result = call(&machine, &mut cpu, space, &input);
     assert_eq!(result.status(), HvStatus::INVALID_HYPERCALL_INPUT);
-    let all = HvInputFlushVirtualAddressSpaceEx { format: HV_GENERIC_SET_ALL, ..ex };
-    assert_eq!(call(&machine, &mut cpu, space, all.as_bytes()).status(), HvStatus::SUCCESS);
+    let all = HvInputFlushVirtualAddressSpaceEx {
+        format: HV_GENERIC_SET_ALL,
+        ..ex
+    };
+    assert_eq!(
+        call(&machine, &mut cpu, space, all.as_bytes()).status(),
+        HvStatus::SUCCESS
+    );
     let bad = HvInputFlushVirtualAddressSpaceEx { format: 7, ..ex };
     let result = call(&machine, &mut cpu, space, bad.as_bytes());
     assert_eq!(result.status(), HvStatus::INVALID_PARAMETER);
@@ -83,7 +103,12 @@ fn sparse_sets() {
 }
 
 /// A processor that stays in the guest until it is kicked.
-fn spin_in_guest(cpu: &mut FakeProcessor, kicked: &Arc<[AtomicBool; 8]>, vp: usize, entered: &Arc<AtomicUsize>) {
+fn spin_in_guest(
+    cpu: &mut FakeProcessor,
+    kicked: &Arc<[AtomicBool; 8]>,
+    vp: usize,
+    entered: &Arc<AtomicUsize>,
+) {
     let (kicked, entered) = (kicked.clone(), entered.clone());
     cpu.then(move |_| {
         entered.fetch_add(1, Ordering::SeqCst);
@@ -97,18 +122,20 @@ fn spin_in_guest(cpu: &mut FakeProcessor, kicked: &Arc<[AtomicBool; 8]>, vp: usi
 #[test]
 fn a_flush_waits_for_the_guest() {
     let machine = Machine::new(2);
+    let mut cpu = machine.cpu();
+    machine.enable_hypercalls(&mut cpu);
     let mut other = machine.cpu();
-    machine.winhv.set_vp_registers(
-        machine.child,
-        1,
-        &[(HvRegisterName::INTERNAL_ACTIVITY_STATE, 0u64.into())],
-    ).unwrap();
+    machine
+        .winhv
+        .set_vp_registers(
+            machine.child,
+            1,
+            &[(HvRegisterName::INTERNAL_ACTIVITY_STATE, 0u64.into())],
+        )
+        .unwrap();
     let entered = Arc::new(AtomicUsize::new(0));
+    // Takes the flush of the space's first mapping, then stays in the guest.
     assert_eq!(machine.run(1, &mut other), RunOutcome::Halted);
-    machine.platform.kicked[1].store(false, Ordering::SeqCst);
-    // The halted one wakes up and spins.
-    let activity = [(HvRegisterName::INTERNAL_ACTIVITY_STATE, 0u64.into())];
-    machine.winhv.set_vp_registers(machine.child, 1, &activity).unwrap();
     machine.platform.kicked[1].store(false, Ordering::SeqCst);
     spin_in_guest(&mut other, &machine.platform.kicked, 1, &entered);
     thread::scope(|scope| {
@@ -116,11 +143,12 @@ fn a_flush_waits_for_the_guest() {
         while entered.load(Ordering::SeqCst) == 0 {
             thread::yield_now();
         }
-        let mut cpu = machine.cpu();
-        machine.enable_hypercalls(&mut cpu);
         let space = HvHypercallControl::simple(HvCallCode::FLUSH_VIRTUAL_ADDRESS_SPACE);
         let input = header(HvFlushFlags::ALL_PROCESSORS, 0);
-        assert_eq!(call(&machine, &mut cpu, space, input.as_bytes()).status(), HvStatus::SUCCESS);
+        assert_eq!(
+            call(&machine, &mut cpu, space, input.as_bytes()).status(),
+            HvStatus::SUCCESS
+        );
     });
     assert!(other.flushes.contains(&TlbFlush::All));
 }
@@ -129,7 +157,10 @@ fn a_flush_waits_for_the_guest() {
 fn two_that_flush_each_other_do_not_block() {
     let machine = Machine::new(2);
     let activity = [(HvRegisterName::INTERNAL_ACTIVITY_STATE, 0u64.into())];
-    machine.winhv.set_vp_registers(machine.child, 1, &activity).unwrap();
+    machine
+        .winhv
+        .set_vp_registers(machine.child, 1, &activity)
+        .unwrap();
     let mut cpu = machine.cpu();
     machine.enable_hypercalls(&mut cpu);
     let space = HvHypercallControl::simple(HvCallCode::FLUSH_VIRTUAL_ADDRESS_SPACE).with_fast();
@@ -156,7 +187,10 @@ fn a_space_change_reaches_everyone() {
     let mut cpu = machine.cpu();
     assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
     let before = cpu.space_changes;
-    machine.winhv.unmap_gpa_pages(machine.child, 0x50, 1, false).unwrap();
+    machine
+        .winhv
+        .unmap_gpa_pages(machine.child, 0x50, 1, false)
+        .unwrap();
     assert!(machine.hypervisor.vp_has_work(machine.child, 0));
     assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
     assert_eq!(cpu.space_changes, before + 1);

@@ -7,7 +7,12 @@ use crate::gpa::{GpaExtent, GpaSpace, OverlayKind};
 const RW: HvMapGpaFlags = HvMapGpaFlags::READABLE.union(HvMapGpaFlags::WRITABLE);
 
 fn extent(gpa_page: u64, spa_page: u64, pages: u64) -> GpaExtent {
-    GpaExtent { gpa_page, spa_page, pages, rights: RW }
+    GpaExtent {
+        gpa_page,
+        spa_page,
+        pages,
+        rights: RW,
+    }
 }
 
 #[test]
@@ -29,7 +34,10 @@ fn a_mapping_replaces_the_middle_of_another() {
     space.map(extent(0, 100, 10));
     space.map(extent(4, 500, 2));
     let map = space.publish();
-    assert_eq!(map.extents(), [extent(0, 100, 4), extent(4, 500, 2), extent(6, 106, 4)]);
+    assert_eq!(
+        map.extents(),
+        [extent(0, 100, 4), extent(4, 500, 2), extent(6, 106, 4)]
+    );
     space.unmap(3, 4);
     let map = space.publish();
     assert_eq!(map.extents(), [extent(0, 100, 3), extent(7, 107, 3)]);
@@ -43,7 +51,9 @@ fn random_changes_match_a_page_by_page_model() {
     let mut model = [None; 64];
     let mut seed = 12345u64;
     let mut random = |limit: u64| {
-        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (seed >> 33) % limit
     };
     for _ in 0..2000 {
@@ -61,7 +71,10 @@ fn random_changes_match_a_page_by_page_model() {
         }
         let map = space.publish();
         for (page, expected) in model.iter().enumerate() {
-            assert_eq!(map.lookup(page as u64).map(|found| found.spa_page), *expected);
+            assert_eq!(
+                map.lookup(page as u64).map(|found| found.spa_page),
+                *expected
+            );
         }
         for pair in map.extents().windows(2) {
             assert!(pair[0].gpa_page + pair[0].pages <= pair[1].gpa_page);

@@ -54,7 +54,8 @@ impl FakePlatform {
 
     /// Lets `units` of 100 ns pass.
     pub(super) fn advance(&self, units: u64) {
-        self.tsc.fetch_add(units * (TSC_HZ / 10_000_000), Ordering::SeqCst);
+        self.tsc
+            .fetch_add(units * (TSC_HZ / 10_000_000), Ordering::SeqCst);
     }
 
     pub(super) fn bytes(&self, spa: u64, length: usize) -> Vec<u8> {
@@ -68,7 +69,10 @@ impl Platform for FakePlatform {
     fn read(&self, spa: u64, data: &mut [u8]) -> Result<(), BadSpa> {
         let start = usize::try_from(spa).map_err(|_| BadSpa)?;
         let memory = self.memory.lock().unwrap();
-        let source = memory.get(start..).and_then(|m| m.get(..data.len())).ok_or(BadSpa)?;
+        let source = memory
+            .get(start..)
+            .and_then(|m| m.get(..data.len()))
+            .ok_or(BadSpa)?;
         data.copy_from_slice(source);
         Ok(())
     }
@@ -77,7 +81,10 @@ impl Platform for FakePlatform {
         let start = usize::try_from(spa).map_err(|_| BadSpa)?;
         let mut memory = self.memory.lock().unwrap();
         let end = start.checked_add(data.len()).ok_or(BadSpa)?;
-        memory.get_mut(start..end).ok_or(BadSpa)?.copy_from_slice(data);
+        memory
+            .get_mut(start..end)
+            .ok_or(BadSpa)?
+            .copy_from_slice(data);
         Ok(())
     }
 
@@ -149,7 +156,11 @@ pub(super) struct FakeProcessor {
 
 impl FakeProcessor {
     pub(super) fn new(platform: &FakePlatform) -> Self {
-        let names = [HvRegisterName::RIP, HvRegisterName::RFLAGS, HvRegisterName::CR0];
+        let names = [
+            HvRegisterName::RIP,
+            HvRegisterName::RFLAGS,
+            HvRegisterName::CR0,
+        ];
         Self {
             script: VecDeque::new(),
             gprs: [0; 16],
@@ -210,7 +221,10 @@ impl Processor for FakeProcessor {
     }
 
     fn interruptibility(&self) -> Interruptibility {
-        Interruptibility { interrupt: self.interruptible, nmi: true }
+        Interruptibility {
+            interrupt: self.interruptible,
+            nmi: true,
+        }
     }
 
     fn request_interrupt_window(&mut self, requested: bool) {
@@ -255,7 +269,10 @@ impl Processor for FakeProcessor {
         if value.0 == 0xBAD {
             return Err(InvalidRegister::InvalidValue);
         }
-        let slot = self.registers.get_mut(&name).ok_or(InvalidRegister::UnknownName)?;
+        let slot = self
+            .registers
+            .get_mut(&name)
+            .ok_or(InvalidRegister::UnknownName)?;
         *slot = value;
         Ok(())
     }
@@ -285,11 +302,16 @@ impl Processor for FakeProcessor {
     }
 
     fn tsc(&self) -> u64 {
-        self.tsc.load(Ordering::SeqCst).wrapping_add(self.tsc_offset)
+        self.tsc
+            .load(Ordering::SeqCst)
+            .wrapping_add(self.tsc_offset)
     }
 
     fn instruction_bytes(&self) -> InstructionBytes {
-        InstructionBytes { bytes: [0x90; 16], length: 2 }
+        InstructionBytes {
+            bytes: [0x90; 16],
+            length: 2,
+        }
     }
 }
 
@@ -329,27 +351,55 @@ impl Machine {
         let config = HypervisorConfig::default();
         let hypervisor = Arc::new(Hypervisor::new(platform.clone(), config));
         let winhv = WinHv::new(Root(hypervisor.clone()));
-        let flags = HvPartitionCreationFlags::LAPIC_ENABLED | HvPartitionCreationFlags::X2APIC_CAPABLE;
+        let flags =
+            HvPartitionCreationFlags::LAPIC_ENABLED | HvPartitionCreationFlags::X2APIC_CAPABLE;
         let child = winhv.create_partition(flags).unwrap();
         let code = HvPartitionPropertyCode::PRIVILEGE_FLAGS;
-        winhv.set_partition_property(child, code, privileges.bits()).unwrap();
-        winhv.deposit_memory(child, 0x800..0x800 + 2 + 3 * u64::from(vps)).unwrap();
+        winhv
+            .set_partition_property(child, code, privileges.bits())
+            .unwrap();
+        winhv
+            .deposit_memory(child, 0x800..0x800 + 2 + 3 * u64::from(vps))
+            .unwrap();
         winhv.initialize_partition(child).unwrap();
         winhv
-            .map_gpa_pages(child, 0, RAM_SPA_PAGE..RAM_SPA_PAGE + RAM_PAGES, HvMapGpaFlags::ALL_RIGHTS)
+            .map_gpa_pages(
+                child,
+                0,
+                RAM_SPA_PAGE..RAM_SPA_PAGE + RAM_PAGES,
+                HvMapGpaFlags::ALL_RIGHTS,
+            )
             .unwrap();
         for vp in 0..vps {
             winhv.create_vp(child, vp).unwrap();
             winhv.set_explicit_suspend(child, vp, false).unwrap();
         }
-        Self { platform, hypervisor, winhv, child }
+        Self {
+            platform,
+            hypervisor,
+            winhv,
+            child,
+        }
     }
 
     pub(super) fn cpu(&self) -> FakeProcessor {
         FakeProcessor::new(&self.platform)
     }
 
+    /// Runs a virtual processor, waking it from the halt that ends scripts.
     pub(super) fn run(&self, vp: u32, cpu: &mut FakeProcessor) -> RunOutcome {
+        if let Some(vp) = self
+            .hypervisor
+            .partition(self.child)
+            .and_then(|child| child.vp(vp))
+        {
+            vp.state.lock().halt = crate::vp::Halt::None;
+        }
+        self.resume(vp, cpu)
+    }
+
+    /// Runs a virtual processor, halted or not.
+    pub(super) fn resume(&self, vp: u32, cpu: &mut FakeProcessor) -> RunOutcome {
         self.hypervisor.run_vp(self.child, vp, cpu)
     }
 
@@ -382,7 +432,9 @@ impl Machine {
     }
 
     pub(super) fn write_guest(&self, gpa: u64, data: &[u8]) {
-        self.platform.write(gpa + (RAM_SPA_PAGE << 12), data).unwrap();
+        self.platform
+            .write(gpa + (RAM_SPA_PAGE << 12), data)
+            .unwrap();
     }
 
     pub(super) fn read_guest(&self, gpa: u64, length: usize) -> Vec<u8> {
@@ -415,7 +467,10 @@ impl Machine {
         let partition = self.hypervisor.partition(self.child).unwrap();
         let vp = partition.vp(vp).unwrap();
         let mut effects = Vec::new();
-        vp.state.lock().apic.write_mmio(0xF0, 0x1FF, 0, &mut effects);
+        vp.state
+            .lock()
+            .apic
+            .write_mmio(0xF0, 0x1FF, 0, &mut effects);
     }
 }
 

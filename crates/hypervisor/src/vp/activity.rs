@@ -32,7 +32,10 @@ impl Activity {
         let old = self.0.load(Ordering::SeqCst);
         let new = (old & !STATE_MASK).wrapping_add(EPOCH) | IN_HYPERVISOR;
         old & STATE_MASK == IDLE
-            && self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            && self
+                .0
+                .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
     }
 
     pub(crate) fn enter_guest(&self) {

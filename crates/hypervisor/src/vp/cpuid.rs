@@ -59,12 +59,20 @@ fn hypervisor_leaf(config: &HypervisorConfig, partition: &Partition, leaf: u32) 
         }
         HV_CPUID_INTERFACE => [HV_INTERFACE_SIGNATURE, 0, 0, 0],
         HV_CPUID_VERSION => config.version,
-        HV_CPUID_FEATURES => {
-            [privileges as u32, (privileges >> 32) as u32, 0, config.features.bits()]
-        }
+        HV_CPUID_FEATURES => [
+            privileges as u32,
+            (privileges >> 32) as u32,
+            0,
+            config.features.bits(),
+        ],
         HV_CPUID_ENLIGHTENMENT_INFO => {
             let bits = u32::from(config.physical_address_bits) & 0x7F;
-            [hints(config, partition).bits(), config.spin_retries, bits, 0]
+            [
+                hints(config, partition).bits(),
+                config.spin_retries,
+                bits,
+                0,
+            ]
         }
         HV_CPUID_IMPLEMENTATION_LIMITS => [config.max_vps, config.max_vps, 0, 0],
         HV_CPUID_HARDWARE_FEATURES => [HvHardwareFeatures::SLAT.bits(), 0, 0, 0],
@@ -77,8 +85,7 @@ fn hints(config: &HypervisorConfig, partition: &Partition) -> HvEnlightenmentHin
     let may = |privilege| partition.may(privilege);
     let changed =
         partition.property(HvPartitionPropertyCode::ENLIGHTENMENT_MODIFICATIONS, 0) as u32;
-    let mut hints =
-        HvEnlightenmentHints::from_bits_retain(config.hints.bits() ^ changed);
+    let mut hints = HvEnlightenmentHints::from_bits_retain(config.hints.bits() ^ changed);
     if !may(HvPartitionPrivilegeMask::ACCESS_HYPERCALL_MSRS) {
         hints -= HvEnlightenmentHints::REMOTE_TLB_FLUSH
             | HvEnlightenmentHints::LOCAL_TLB_FLUSH
@@ -127,7 +134,11 @@ fn leaf_1(partition: &Partition, vp: &Vp, count: u32, [a, b, c, d]: [u32; 4]) ->
     let b = b & 0xFFFF | ids << 16 | vp.apic_id << 24;
     let mut c = c & !(ECX_MONITOR | ECX_X2APIC) | CPUID_1_ECX_HYPERVISOR | ECX_TSC_DEADLINE;
     let root = partition.id == ROOT_PARTITION_ID;
-    if root || partition.flags.contains(tlfs::HvPartitionCreationFlags::X2APIC_CAPABLE) {
+    if root
+        || partition
+            .flags
+            .contains(tlfs::HvPartitionCreationFlags::X2APIC_CAPABLE)
+    {
         c |= ECX_X2APIC;
     }
     let htt = if count > 1 { EDX_HTT } else { 0 };
@@ -143,7 +154,12 @@ fn leaf_4(count: u32, [a, b, c, d]: [u32; 4]) -> [u32; 4] {
     let ids = 1u32 << apic_id_bits(count);
     let level = a >> 5 & 7;
     let sharing = if level >= 3 { (ids - 1).min(0xFFF) } else { 0 };
-    [a & 0x3FFF | sharing << 14 | (ids - 1).min(0x3F) << 26, b, c, d]
+    [
+        a & 0x3FFF | sharing << 14 | (ids - 1).min(0x3F) << 26,
+        b,
+        c,
+        d,
+    ]
 }
 
 /// Extended topology: one thread per core, all cores in one package.

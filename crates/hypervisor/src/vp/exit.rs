@@ -12,7 +12,11 @@ impl Execution<'_> {
     pub(super) fn handle_exit(&mut self, exit: Exit) -> Option<RunOutcome> {
         match exit {
             Exit::Hypercall => self.hypercall(),
-            Exit::Cpuid { leaf, subleaf, default } => self.cpuid(leaf, subleaf, default),
+            Exit::Cpuid {
+                leaf,
+                subleaf,
+                default,
+            } => self.cpuid(leaf, subleaf, default),
             Exit::ReadMsr { index } => self.read_msr(index),
             Exit::WriteMsr { index, value } => self.write_msr(index, value),
             Exit::ReadCr8 => {
@@ -71,7 +75,12 @@ impl Execution<'_> {
         if let Some(completion) = self.read_own_msr(index) {
             return self.complete(completion);
         }
-        if self.partition.intercepts.lock().takes_msr(index, HvInterceptAccessMask::READ) {
+        if self
+            .partition
+            .intercepts
+            .lock()
+            .takes_msr(index, HvInterceptAccessMask::READ)
+        {
             let message = intercept::msr(self, index, None);
             return Some(self.intercept(InterceptKind::Read, message));
         }
@@ -83,7 +92,12 @@ impl Execution<'_> {
         if let Some(completion) = self.write_own_msr(index, value) {
             return self.complete(completion);
         }
-        if self.partition.intercepts.lock().takes_msr(index, HvInterceptAccessMask::WRITE) {
+        if self
+            .partition
+            .intercepts
+            .lock()
+            .takes_msr(index, HvInterceptAccessMask::WRITE)
+        {
             let message = intercept::msr(self, index, Some(value));
             return Some(self.intercept(InterceptKind::Write, message));
         }
@@ -100,7 +114,11 @@ impl Execution<'_> {
 
     fn mmio_read(&mut self, gpa: u64, size: u8) -> Option<RunOutcome> {
         let Some(offset) = self.apic_offset(gpa) else {
-            let access = Access { gpa, size, write: None };
+            let access = Access {
+                gpa,
+                size,
+                write: None,
+            };
             let message = intercept::memory(self, access);
             return Some(self.intercept(InterceptKind::Read, message));
         };
@@ -114,7 +132,11 @@ impl Execution<'_> {
 
     fn mmio_write(&mut self, gpa: u64, size: u8, value: u64) -> Option<RunOutcome> {
         let Some(offset) = self.apic_offset(gpa) else {
-            let access = Access { gpa, size, write: Some(value) };
+            let access = Access {
+                gpa,
+                size,
+                write: Some(value),
+            };
             let message = intercept::memory(self, access);
             return Some(self.intercept(InterceptKind::Write, message));
         };

@@ -55,7 +55,10 @@ impl Execution<'_> {
     pub(super) fn hypercall(&mut self) -> Option<RunOutcome> {
         let long = self.cpu.mode() == CpuMode::Long64;
         let words = self.words(long);
-        match self.try_hypercall(long, &words).unwrap_or_else(|ending| ending) {
+        match self
+            .try_hypercall(long, &words)
+            .unwrap_or_else(|ending| ending)
+        {
             Ending::Result(result) => {
                 self.set_result(long, result);
                 self.complete(Completion::Done)
@@ -73,7 +76,11 @@ impl Execution<'_> {
             Ending::Fault(exception) => self.complete(Completion::Fault(exception)),
             Ending::Memory(error, write) => {
                 let (GuestAccessError::Unmapped(gpa) | GuestAccessError::Denied(gpa)) = error;
-                let access = Access { gpa, size: 0, write: write.then_some(0) };
+                let access = Access {
+                    gpa,
+                    size: 0,
+                    write: write.then_some(0),
+                };
                 let message = intercept::memory(self, access);
                 Some(self.intercept(InterceptKind::Retry, message))
             }
@@ -129,7 +136,9 @@ impl Execution<'_> {
         let control = words.control;
         let call = match find_call(control) {
             Ok(call) => call,
-            Err(HvStatus::INVALID_HYPERCALL_CODE) if self.partition.intercepts.lock().hypercalls => {
+            Err(HvStatus::INVALID_HYPERCALL_CODE)
+                if self.partition.intercepts.lock().hypercalls =>
+            {
                 return Err(Ending::Unknown);
             }
             Err(status) => return Err(status.into()),
@@ -138,7 +147,9 @@ impl Execution<'_> {
         let output_size = call.output_size(control);
         self.check_output(words, output_size, input.len())?;
         let mut output = vec![0; output_size];
-        let end = control.rep_count().min(control.rep_start() + REPS_PER_ENTRY);
+        let end = control
+            .rep_count()
+            .min(control.rep_start() + REPS_PER_ENTRY);
         let mut context = Context {
             hypervisor: self.hypervisor,
             caller: self.partition.clone(),
@@ -172,7 +183,9 @@ impl Execution<'_> {
         if status.is_success() && progress.reps < words.control.rep_count() {
             return Ok(Ending::Continue(progress.reps));
         }
-        Ok(Ending::Result(HvHypercallResult::new(status, progress.reps).0))
+        Ok(Ending::Result(
+            HvHypercallResult::new(status, progress.reps).0,
+        ))
     }
 
     /// Reads the whole input once.
@@ -216,8 +229,14 @@ impl Execution<'_> {
             return Ok(());
         }
         if words.control.fast() {
-            let allowed = self.hypervisor.config().features.contains(HvFeatures::XMM_HYPERCALL_OUTPUT)
-                && self.partition.may(HvPartitionPrivilegeMask::FAST_HYPERCALL_OUTPUT);
+            let allowed = self
+                .hypervisor
+                .config()
+                .features
+                .contains(HvFeatures::XMM_HYPERCALL_OUTPUT)
+                && self
+                    .partition
+                    .may(HvPartitionPrivilegeMask::FAST_HYPERCALL_OUTPUT);
             if !allowed || input_size.next_multiple_of(16) + size > HV_XMM_FAST_SIZE {
                 return Err(HvStatus::INVALID_HYPERCALL_INPUT.into());
             }
@@ -272,7 +291,7 @@ impl Execution<'_> {
 /// Parameter lists are 8-byte aligned and stay in one page.
 fn check_page(gpa: u64, size: usize) -> Result<(), Ending> {
     let offset = gpa as usize & (HV_PAGE_SIZE - 1);
-    if gpa % 8 != 0 || offset + size > HV_PAGE_SIZE {
+    if !gpa.is_multiple_of(8) || offset + size > HV_PAGE_SIZE {
         return Err(HvStatus::INVALID_ALIGNMENT.into());
     }
     Ok(())

@@ -3,10 +3,10 @@
 use alloc::boxed::Box;
 
 use tlfs::{
-    HvInterceptAccessType, HvMessage, HvMessageType, HvRegisterName as Name, HvX64CpuidInterceptMessage,
-    HvX64HypercallInterceptMessage, HvX64InterceptMessageHeader, HvX64IoPortInterceptMessage,
-    HvX64MemoryInterceptMessage, HvX64MsrInterceptMessage, HvX64SegmentRegister,
-    HvX64UnrecoverableExceptionMessage,
+    HvInterceptAccessType, HvMessage, HvMessageType, HvRegisterName as Name,
+    HvX64CpuidInterceptMessage, HvX64HypercallInterceptMessage, HvX64InterceptMessageHeader,
+    HvX64IoPortInterceptMessage, HvX64MemoryInterceptMessage, HvX64MsrInterceptMessage,
+    HvX64SegmentRegister, HvX64UnrecoverableExceptionMessage,
 };
 
 use super::run::Execution;
@@ -68,7 +68,12 @@ impl Execution<'_> {
 
 /// Four 32-bit registers, the first in the lowest bits.
 fn registers(value: u128) -> [u32; 4] {
-    [value as u32, (value >> 32) as u32, (value >> 64) as u32, (value >> 96) as u32]
+    [
+        value as u32,
+        (value >> 32) as u32,
+        (value >> 64) as u32,
+        (value >> 96) as u32,
+    ]
 }
 
 fn header(execution: &Execution<'_>, access: HvInterceptAccessType) -> HvX64InterceptMessageHeader {
@@ -90,7 +95,11 @@ fn header(execution: &Execution<'_>, access: HvInterceptAccessType) -> HvX64Inte
 }
 
 fn direction(write: bool) -> HvInterceptAccessType {
-    if write { HvInterceptAccessType::WRITE } else { HvInterceptAccessType::READ }
+    if write {
+        HvInterceptAccessType::WRITE
+    } else {
+        HvInterceptAccessType::READ
+    }
 }
 
 /// X64_IO_PORT_INTERCEPT. The low bytes of RAX are the value written, also
@@ -140,9 +149,16 @@ pub(super) fn memory(execution: &Execution<'_>, access: Access) -> HvMessage {
         write_data: access.write.unwrap_or(0),
         ..HvX64MemoryInterceptMessage::default()
     };
-    let mapped = execution.partition.gpa_map().lookup(access.gpa >> tlfs::HV_PAGE_SHIFT).is_some();
-    let message_type =
-        if mapped { HvMessageType::GPA_INTERCEPT } else { HvMessageType::UNMAPPED_GPA };
+    let mapped = execution
+        .partition
+        .gpa_map()
+        .lookup(access.gpa >> tlfs::HV_PAGE_SHIFT)
+        .is_some();
+    let message_type = if mapped {
+        HvMessageType::GPA_INTERCEPT
+    } else {
+        HvMessageType::UNMAPPED_GPA
+    };
     HvMessage::from_body(message_type, &body)
 }
 

@@ -56,7 +56,13 @@ pub(crate) fn execute(
     vp: Arc<Vp>,
     cpu: &mut dyn Processor,
 ) -> RunOutcome {
-    run::Execution { hypervisor, partition, vp, cpu }.run()
+    run::Execution {
+        hypervisor,
+        partition,
+        vp,
+        cpu,
+    }
+    .run()
 }
 
 /// One virtual processor.
@@ -88,9 +94,8 @@ impl Vp {
 
     /// Asks for something; kicks where it would not be seen otherwise.
     pub(crate) fn request(&self, platform: &dyn Platform, requests: Requests) {
-        let old = Requests::from_bits_truncate(
-            self.requests.fetch_or(requests.bits(), Ordering::SeqCst),
-        );
+        let old =
+            Requests::from_bits_truncate(self.requests.fetch_or(requests.bits(), Ordering::SeqCst));
         if !old.contains(requests) && !self.activity.in_hypervisor() {
             platform.kick(self.partition_id, self.index);
         }
@@ -120,7 +125,9 @@ impl Vp {
 
 /// Waits until every one of `vps` has left the guest since the call.
 pub(crate) fn wait_until_out<'a>(platform: &dyn Platform, vps: impl Iterator<Item = &'a Vp>) {
-    let stays: Vec<_> = vps.filter_map(|vp| Some((vp, vp.activity.guest_stay()?))).collect();
+    let stays: Vec<_> = vps
+        .filter_map(|vp| Some((vp, vp.activity.guest_stay()?)))
+        .collect();
     for (vp, stay) in stays {
         while !vp.activity.has_left(stay) {
             platform.relax();

@@ -51,9 +51,7 @@ impl Execution<'_> {
     /// Reads an MSR of the hypervisor's; `None` when it is not.
     pub(super) fn read_own_msr(&mut self, index: u32) -> Option<Completion> {
         match index {
-            MSR_IA32_APIC_BASE => {
-                Some(Completion::Value(self.vp.state.lock().apic.base_msr()))
-            }
+            MSR_IA32_APIC_BASE => Some(Completion::Value(self.vp.state.lock().apic.base_msr())),
             MSR_IA32_TSC_DEADLINE => {
                 Some(Completion::Value(self.vp.state.lock().apic.tsc_deadline()))
             }
@@ -101,7 +99,10 @@ impl Execution<'_> {
     }
 
     fn write_apic_base(&mut self, value: u64) -> bool {
-        let x2apic = self.partition.flags.contains(HvPartitionCreationFlags::X2APIC_CAPABLE);
+        let x2apic = self
+            .partition
+            .flags
+            .contains(HvPartitionCreationFlags::X2APIC_CAPABLE);
         if value & APIC_BASE_X2APIC != 0 && !x2apic {
             return false;
         }
@@ -110,7 +111,10 @@ impl Execution<'_> {
 
     /// What an MSR that nobody has answers.
     pub(super) fn unimplemented_msr(&self, ignored: Completion) -> Completion {
-        match self.partition.property(HvPartitionPropertyCode::UNIMPLEMENTED_MSR_ACTION, 0) {
+        match self
+            .partition
+            .property(HvPartitionPropertyCode::UNIMPLEMENTED_MSR_ACTION, 0)
+        {
             0 => FAULT,
             _ => ignored,
         }
@@ -170,7 +174,8 @@ impl Execution<'_> {
             }
             HV_X64_MSR_HYPERCALL => self.hypervisor.set_hypercall_msr(&self.partition, value),
             HV_X64_MSR_REFERENCE_TSC => {
-                self.hypervisor.set_reference_tsc_msr(&self.partition, value);
+                self.hypervisor
+                    .set_reference_tsc_msr(&self.partition, value);
                 true
             }
             HV_X64_MSR_TSC_INVARIANT_CONTROL => {
@@ -191,12 +196,13 @@ impl Execution<'_> {
                 self.with_apic(|apic, _, effects| apic.hv_eoi(effects));
                 true
             }
-            HV_X64_MSR_ICR => {
-                self.with_apic(|apic, _, effects| apic.set_hv_icr(value, effects)).is_ok()
-            }
+            HV_X64_MSR_ICR => self
+                .with_apic(|apic, _, effects| apic.set_hv_icr(value, effects))
+                .is_ok(),
             HV_X64_MSR_TPR => self.vp.state.lock().apic.set_hv_tpr(value).is_ok(),
             HV_X64_MSR_VP_ASSIST_PAGE | HV_X64_MSR_SIEFP | HV_X64_MSR_SIMP => {
-                self.hypervisor.set_vp_page(&self.partition, &self.vp, index, value);
+                self.hypervisor
+                    .set_vp_page(&self.partition, &self.vp, index, value);
                 true
             }
             HV_X64_MSR_CRASH_P0..=HV_X64_MSR_CRASH_P4 => {
@@ -265,7 +271,12 @@ impl Execution<'_> {
                 Some(text)
             })
             .flatten();
-        let report = CrashReport { vp_index: self.vp.index, parameters, control, message };
+        let report = CrashReport {
+            vp_index: self.vp.index,
+            parameters,
+            control,
+            message,
+        };
         self.leave_with(RunOutcome::Crash(Box::new(report)));
     }
 }

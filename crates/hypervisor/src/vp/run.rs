@@ -42,7 +42,11 @@ impl Execution<'_> {
     }
 
     fn run_claimed(&mut self) -> RunOutcome {
-        if self.partition.clock.adopt_tsc(self.hypervisor.platform(), self.cpu) {
+        if self
+            .partition
+            .clock
+            .adopt_tsc(self.hypervisor.platform(), self.cpu)
+        {
             self.hypervisor.refresh_reference_tsc(&self.partition);
         }
         loop {
@@ -74,7 +78,9 @@ impl Execution<'_> {
         let requests = self.vp.take_requests();
         if requests.contains(Requests::DELETED) {
             // Stays deleted for every later call.
-            self.vp.requests.fetch_or(Requests::DELETED.bits(), Ordering::SeqCst);
+            self.vp
+                .requests
+                .fetch_or(Requests::DELETED.bits(), Ordering::SeqCst);
             return Some(RunOutcome::Deleted);
         }
         self.apply_flushes(requests);
@@ -84,7 +90,9 @@ impl Execution<'_> {
         state.pending_init |= requests.contains(Requests::INIT);
         state.pending_nmi |= requests.contains(Requests::NMI);
         if let Some(outcome) = state.outcomes.pop_front() {
-            self.vp.requests.fetch_or(Requests::EVENT.bits(), Ordering::SeqCst);
+            self.vp
+                .requests
+                .fetch_or(Requests::EVENT.bits(), Ordering::SeqCst);
             return Some(outcome);
         }
         let partition_suspended = self.partition.suspended.load(Ordering::SeqCst);
@@ -157,7 +165,8 @@ impl Execution<'_> {
     fn arm_timer(&self, state: &mut VpState, deadline: Option<u64>) {
         if state.armed != deadline {
             state.armed = deadline;
-            self.platform().arm_timer(self.partition.id, self.vp.index, deadline);
+            self.platform()
+                .arm_timer(self.partition.id, self.vp.index, deadline);
         }
     }
 
@@ -169,7 +178,8 @@ impl Execution<'_> {
         let mut effects = Vec::new();
         let now = self.cpu.tsc();
         let result = work(&mut self.vp.state.lock().apic, now, &mut effects);
-        self.hypervisor.apply_effects(&self.partition, &self.vp, &effects);
+        self.hypervisor
+            .apply_effects(&self.partition, &self.vp, &effects);
         result
     }
 
@@ -189,6 +199,11 @@ pub(crate) fn split<'a>(
     platform: &'a dyn Platform,
     now: u64,
 ) -> (&'a mut Synic, SynicBus<'a>) {
-    let bus = SynicBus { platform, pages: state.pages, apic: &mut state.apic, now };
+    let bus = SynicBus {
+        platform,
+        pages: state.pages,
+        apic: &mut state.apic,
+        now,
+    };
     (&mut state.synic, bus)
 }

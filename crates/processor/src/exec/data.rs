@@ -28,10 +28,7 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
         Mnemonic::Cwd => cwd,
         Mnemonic::Cdq => cdq,
         Mnemonic::Cqo => cqo,
-        Mnemonic::Xlatb => {
-            op.segment = register_number(instruction.memory_segment());
-            xlat
-        }
+        Mnemonic::Xlatb => xlat,
         Mnemonic::Lahf => lahf,
         Mnemonic::Sahf => sahf,
         Mnemonic::Clc => |vp, _| flag(vp, |f| f.set_carry(false)),

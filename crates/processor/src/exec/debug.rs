@@ -18,6 +18,9 @@ const DR7_ONES: u64 = 0x400;
 /// DR7 bits that can be written: bits 11, 12, 14 and 15 are reserved.
 const DR7_WRITABLE: u64 = 0xffff_23ff;
 
+/// DR7's enable bits, local and global.
+const DR7_ENABLED: u64 = 0xff;
+
 /// R/W field: instruction execution.
 const ON_EXECUTE: u64 = 0;
 /// R/W field: data writes.
@@ -52,7 +55,8 @@ fn overlaps(address: u64, length: u64, at: u64, size: u64) -> bool {
 impl Vp {
     /// DR7 enables an instruction breakpoint.
     pub(crate) fn code_breakpoints(&self) -> bool {
-        (0..4).any(|i| breakpoint(&self.state, i).is_some_and(|(on, _)| on == ON_EXECUTE))
+        self.state.dr7 & DR7_ENABLED != 0
+            && (0..4).any(|i| breakpoint(&self.state, i).is_some_and(|(on, _)| on == ON_EXECUTE))
     }
 
     /// The DR6 bits of the instruction breakpoints at RIP, if there are any.
@@ -75,9 +79,10 @@ impl Vp {
 
     /// DR7 enables a data breakpoint: every data access must be looked at.
     pub(crate) fn data_watchpoints(&self) -> bool {
-        (0..4).any(|i| {
-            breakpoint(&self.state, i).is_some_and(|(on, _)| matches!(on, ON_WRITE | ON_ACCESS))
-        })
+        self.state.dr7 & DR7_ENABLED != 0
+            && (0..4).any(|i| {
+                breakpoint(&self.state, i).is_some_and(|(on, _)| matches!(on, ON_WRITE | ON_ACCESS))
+            })
     }
 
     /// Notes the data breakpoints that an access meets; #DB comes behind the
@@ -102,7 +107,7 @@ impl Vp {
 
     /// Notes the I/O breakpoints that an access to a port meets.
     pub(crate) fn watch_port(&mut self, port: u16, size: u8) {
-        if self.state.dr7 & 0xff == 0 || self.state.cr4 & cr::CR4_DE == 0 {
+        if self.state.dr7 & DR7_ENABLED == 0 || self.state.cr4 & cr::CR4_DE == 0 {
             return;
         }
         let mut hit = 0;

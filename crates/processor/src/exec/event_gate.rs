@@ -70,7 +70,8 @@ impl Vp {
         if at + 3 > u64::from(self.state.idtr.limit) {
             return Err(self.raise(Fault::new(vector::GP, delivery.idt_error())));
         }
-        let entry = self.table_load::<u32>(self.wrap_linear(self.state.idtr.base + at))?;
+        let entry =
+            self.table_load::<u32>(self.wrap_linear(self.state.idtr.base.wrapping_add(at)))?;
         let mut frame = self.frame_here();
         let cs = self.state.seg[seg::CS].selector;
         self.frame_push(&mut frame, delivery.flags, 2)?;

@@ -64,7 +64,7 @@ impl Vp {
             kind::CALL32 => self.through_call_gate(how, selector, &found),
             kind::CALL16 if !long => self.through_call_gate(how, selector, &found),
             kind::TASK if !long => self.through_task_gate(how, selector, &found),
-            kind::TSS16 | kind::TSS32 if !long => self.to_task(how, selector, &found),
+            kind::TSS16 | kind::TSS32 if !long => self.transfer_to_task(how, selector, &found),
             _ => Err(self.selector_fault(vector::GP, selector, 0)),
         }
     }
@@ -146,7 +146,7 @@ impl Vp {
         Ok(())
     }
 
-    fn to_task(&mut self, how: Transfer, selector: u16, found: &Descriptor) -> Step {
+    fn transfer_to_task(&mut self, how: Transfer, selector: u16, found: &Descriptor) -> Step {
         if selector & 4 != 0 {
             return Err(self.selector_fault(vector::GP, selector, 0));
         }

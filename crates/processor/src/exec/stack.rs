@@ -164,11 +164,10 @@ fn leave(vp: &mut Vp, op: &Op) -> Step {
 
 fn enter(vp: &mut Vp, op: &Op) -> Step {
     let before = vp.state.gpr[reg::RSP];
-    let result = enter_frame(vp, op);
-    if result.is_err() {
+    enter_frame(vp, op).map_err(|stop| {
         vp.state.gpr[reg::RSP] = before;
-    }
-    result
+        vp.as_stack_fault(stop)
+    })
 }
 
 fn enter_frame(vp: &mut Vp, op: &Op) -> Step {

@@ -129,7 +129,7 @@ pub(crate) fn wbinvd(vp: &mut Vp, _op: &Op) -> Step {
 /// PAUSE.
 pub(crate) fn pause(vp: &mut Vp, _op: &Op) -> Step {
     vp.pauses = vp.pauses.wrapping_add(1);
-    if vp.pauses % PAUSES_PER_YIELD == 0 {
+    if vp.pauses.is_multiple_of(PAUSES_PER_YIELD) {
         // Likely a lock whose holder wants to run on this host processor.
         std::thread::yield_now();
     }

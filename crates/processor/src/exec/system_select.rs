@@ -318,7 +318,12 @@ fn misc(instruction: &Instruction, op: &mut Op) -> Option<Selected> {
         // Without WBNOINVD its F3 prefix means nothing.
         Mnemonic::Wbinvd | Mnemonic::Wbnoinvd | Mnemonic::Invd => (system::wbinvd, false),
         // Hints, and what is one while shadow stacks are not there.
-        Mnemonic::Rdsspd | Mnemonic::Rdsspq | Mnemonic::Cldemote => (system::no_operation, false),
+        Mnemonic::Rdsspd
+        | Mnemonic::Rdsspq
+        | Mnemonic::Cldemote
+        | Mnemonic::Prefetchwt1
+        | Mnemonic::Prefetchit0
+        | Mnemonic::Prefetchit1 => (system::no_operation, false),
         Mnemonic::Swapgs => (system::swapgs, false),
         Mnemonic::Pause => (system::pause, false),
         Mnemonic::Rsm | Mnemonic::Monitor | Mnemonic::Mwait => (system::undefined, true),

@@ -43,11 +43,31 @@ pub(super) struct Region {
 
 /// All regions; their contents lie one behind the other in a [`View`].
 pub(super) const REGIONS: [Region; 5] = [
-    Region { linear: CODE, size: CODE_SIZE, rights: Rights::Code },
-    Region { linear: LOW, size: DATA_SIZE, rights: Rights::Write },
-    Region { linear: LOW + DATA_SIZE, size: PAGE, rights: Rights::Read },
-    Region { linear: HIGH, size: DATA_SIZE, rights: Rights::Write },
-    Region { linear: STACK, size: STACK_SIZE, rights: Rights::Write },
+    Region {
+        linear: CODE,
+        size: CODE_SIZE,
+        rights: Rights::Code,
+    },
+    Region {
+        linear: LOW,
+        size: DATA_SIZE,
+        rights: Rights::Write,
+    },
+    Region {
+        linear: LOW + DATA_SIZE,
+        size: PAGE,
+        rights: Rights::Read,
+    },
+    Region {
+        linear: HIGH,
+        size: DATA_SIZE,
+        rights: Rights::Write,
+    },
+    Region {
+        linear: STACK,
+        size: STACK_SIZE,
+        rights: Rights::Write,
+    },
 ];
 
 /// Bytes of all regions.

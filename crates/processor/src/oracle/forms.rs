@@ -4,7 +4,7 @@ use super::Mode;
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind, Register};
 
 /// The integer features of x86-64-v2 and what little more the processor offers.
-const FEATURES: [CpuidFeature; 19] = [
+const FEATURES: [CpuidFeature; 20] = [
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL8086_ONLY,
     CpuidFeature::INTEL186,
@@ -12,6 +12,7 @@ const FEATURES: [CpuidFeature; 19] = [
     CpuidFeature::INTEL386,
     CpuidFeature::INTEL486,
     CpuidFeature::X64,
+    CpuidFeature::MSR,
     CpuidFeature::CMOV,
     CpuidFeature::CX8,
     CpuidFeature::CMPXCHG16B,
@@ -38,7 +39,10 @@ pub(super) fn all(mode: Mode) -> Vec<Code> {
             exists
                 && form.is_instruction()
                 && form.encoding() == EncodingKind::Legacy
-                && code.cpuid_features().iter().all(|feature| FEATURES.contains(feature))
+                && code
+                    .cpuid_features()
+                    .iter()
+                    .all(|feature| FEATURES.contains(feature))
                 && !has_vector_operand(*code)
         })
         .collect()
@@ -55,8 +59,6 @@ fn has_vector_operand(code: Code) -> bool {
                 | K::xmm_or_mem
                 | K::xmm_reg
                 | K::xmm_rm
-                | K::cr_reg
-                | K::dr_reg
                 | K::tr_reg
         )
     })
@@ -65,9 +67,6 @@ fn has_vector_operand(code: Code) -> bool {
 /// Why a form is left out; `None`: it is compared.
 pub(super) fn left_out(code: Code, mode: Mode) -> Option<&'static str> {
     use Mnemonic as M;
-    if code.is_privileged() && !matches!(code.mnemonic(), M::Hlt) {
-        return Some("privileged, or I/O: guest tests");
-    }
     if let Some(reason) = segment_form(code) {
         return Some(reason);
     }
@@ -81,49 +80,32 @@ pub(super) fn left_out(code: Code, mode: Mode) -> Option<&'static str> {
         M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => {
             Some("the host's kernel answers in the processor's place (UMIP): guest tests")
         }
-        M::Lar | M::Lsl | M::Verr | M::Verw | M::Arpl => {
-            Some("depends on the host's descriptor tables: guest tests")
-        }
-        M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss | M::Iret | M::Iretd | M::Iretq | M::Retf => {
-            Some("loads segment registers from the host's descriptor tables: guest tests")
-        }
         M::Wrfsbase | M::Wrgsbase => Some("would take the test thread's own base: guest tests"),
         M::Ldmxcsr | M::Stmxcsr | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => {
             Some("vector and x87 state: the tests of exec::fpu")
         }
         M::Int1 => Some("whether RIP stays at INT1 depends on the host's own hypervisor"),
-        M::Loadall | M::Umov | M::Ibts | M::Xbts => {
-            Some("existed on early processors only")
-        }
+        M::Loadall | M::Umov | M::Ibts | M::Xbts => Some("existed on early processors only"),
         M::Jmpe | M::Montmul => Some("not on x86-64 processors"),
+        M::Ud0 if code == Code::Ud0 => Some("early processors read no ModRM byte"),
         _ => other(code, mode),
     }
 }
 
 fn segment_form(code: Code) -> Option<&'static str> {
-    use OpCodeOperandKind as K;
-    let form = code.op_code();
-    let first = form.op0_kind();
-    if first == K::seg_reg && code.mnemonic() == Mnemonic::Mov
-        || matches!(first, K::ds | K::es | K::fs | K::gs | K::ss | K::cs)
-            && code.mnemonic() == Mnemonic::Pop
-    {
-        return Some("loads segment registers from the host's descriptor tables: guest tests");
+    match code {
+        Code::Jmp_m1664 | Code::Call_m1664 | Code::Lss_r64_m1664 | Code::Lgs_r64_m1664 => {
+            Some("AMD's processors have no far pointers with 64-bit offsets")
+        }
+        Code::Popw_FS
+        | Code::Popd_FS
+        | Code::Popq_FS
+        | Code::Lfs_r16_m1616
+        | Code::Lfs_r32_m1632
+        | Code::Lfs_r64_m1664 => Some("would take the test thread's own base: guest tests"),
+        Code::Popw_CS => Some("existed on early processors only"),
+        _ => None,
     }
-    if matches!(first, K::farbr2_2 | K::farbr4_2)
-        || matches!(
-            code,
-            Code::Jmp_m1616
-                | Code::Jmp_m1632
-                | Code::Jmp_m1664
-                | Code::Call_m1616
-                | Code::Call_m1632
-                | Code::Call_m1664
-        )
-    {
-        return Some("far transfer through the host's descriptor tables: guest tests");
-    }
-    None
 }
 
 fn other(code: Code, mode: Mode) -> Option<&'static str> {

@@ -30,6 +30,7 @@ pub(super) struct Guest {
     pub(super) view: View,
     vp: Vp,
     memory: Memory,
+    gs_base: u64,
 }
 
 /// Guest-physical memory.
@@ -43,7 +44,12 @@ impl Memory {
     fn write(self, gpa: u64, value: u64) {
         assert!(gpa + 8 <= PAGES * PAGE);
         // SAFETY: inside the allocation, which lives on.
-        unsafe { self.0.add(gpa as usize).cast::<u64>().write_unaligned(value) };
+        unsafe {
+            self.0
+                .add(gpa as usize)
+                .cast::<u64>()
+                .write_unaligned(value)
+        };
     }
 
     fn read(self, gpa: u64) -> u64 {
@@ -91,7 +97,8 @@ impl Tables {
             }
             table = self.memory.read(at) & !0xfff;
         }
-        self.memory.write(table + (linear >> 12 & 0x1ff) * 8, gpa | flags);
+        self.memory
+            .write(table + (linear >> 12 & 0x1ff) * 8, gpa | flags);
     }
 }
 
@@ -107,15 +114,24 @@ impl Guest {
         let memory = Memory(unsafe { std::alloc::alloc_zeroed(layout) });
         assert!(!memory.0.is_null());
         let root = KERNEL_GPA + KERNEL_PAGES * PAGE;
-        let mut tables = Tables { memory, next: root + PAGE, root };
+        let mut tables = Tables {
+            memory,
+            next: root + PAGE,
+            root,
+        };
         map_all(&mut tables);
         kernel(memory);
         let code = Arc::new(CodeMap::new(PAGES as usize, false));
         let mut vp = Vp::new(Config::default(), Box::new(memory), code);
-        vp.update_state(|state| user_state(state, root, fs_base, gs_base));
+        vp.update_state(|state| user_state(state, root, fs_base));
         // SAFETY: the arena is the first part of memory that lives on.
         let view = unsafe { View::new(memory.0) };
-        Self { view, vp, memory }
+        Self {
+            view,
+            vp,
+            memory,
+            gs_base,
+        }
     }
 
     /// The code in the arena was changed from outside.
@@ -142,6 +158,9 @@ impl Guest {
             Mode::Compatibility => segment(CS_32, 0xc0fb),
         };
         state.seg[seg::SS] = segment(SS_USER, 0xc0f3);
+        state.seg[seg::DS] = segment(SS_USER, 0xc0f3);
+        state.seg[seg::ES] = segment(SS_USER, 0xc0f3);
+        state.seg[seg::GS] = unloaded(self.gs_base);
         state.cpl = 3;
         self.vp.mode_changed();
         let exit = self.go(stepwise);
@@ -167,12 +186,14 @@ impl Guest {
         let mut outcome = Outcome::default();
         if state.cpl != 0 || inside >= PAGE || !matches!(exit, None | Some(Exit::Halt)) {
             // Nothing that the host can give.
-            outcome.stuck = Some(format!("{exit:?}, cpl {}, rip {:#x}", state.cpl, state.rip).leak());
+            outcome.stuck =
+                Some(format!("{exit:?}, cpl {}, rip {:#x}", state.cpl, state.rip).leak());
             outcome.registers = registers(state);
             self.restart();
             return outcome;
         }
         outcome.vector = (inside / 8) as u8;
+        outcome.selectors = [seg::DS, seg::ES, seg::GS].map(|number| state.seg[number].selector);
         outcome.registers = registers(state);
         outcome.address = state.cr2;
         let has_error = outcome.vector < 32 && WITH_ERROR >> outcome.vector & 1 != 0;
@@ -196,7 +217,11 @@ impl Guest {
 }
 
 fn registers(state: &State) -> Registers {
-    let mut registers = Registers { rip: state.rip, rflags: state.rflags(), ..Registers::default() };
+    let mut registers = Registers {
+        rip: state.rip,
+        rflags: state.rflags(),
+        ..Registers::default()
+    };
     registers.gpr.copy_from_slice(&state.gpr[..16]);
     registers
 }
@@ -234,6 +259,8 @@ fn kernel(memory: Memory) {
     memory.write(gdt + u64::from(TSS_SELECTOR), low);
     memory.write(gdt + u64::from(TSS_SELECTOR) + 8, TSS >> 32);
     memory.write(at(TSS) + 4, STACK_TOP);
+    // No I/O permission map.
+    memory.write(at(TSS) + 0x60, 0xffff << 48);
     for vector in 0..256 {
         let handler = HANDLERS + vector * 8;
         // The kernel of the host lets user code raise these two.
@@ -252,29 +279,51 @@ fn kernel(memory: Memory) {
 }
 
 fn segment(selector: u16, attributes: u32) -> Segment {
-    Segment { base: 0, limit: u32::MAX, attributes, selector }
+    Segment {
+        base: 0,
+        limit: u32::MAX,
+        attributes,
+        selector,
+    }
+}
+
+/// FS or GS with a null selector and a base.
+fn unloaded(base: u64) -> Segment {
+    Segment {
+        base,
+        limit: 0,
+        attributes: Segment::UNUSABLE,
+        selector: 0,
+    }
 }
 
 /// User code in long mode, as Linux sets it up.
-fn user_state(state: &mut State, root: u64, fs_base: u64, gs_base: u64) {
-    const TABLE_LIMIT: u16 = 0xfff;
-    state.cr0 = cr::CR0_PE
-        | cr::CR0_MP
-        | cr::CR0_ET
-        | cr::CR0_NE
-        | cr::CR0_WP
-        | cr::CR0_AM
-        | cr::CR0_PG;
+fn user_state(state: &mut State, root: u64, fs_base: u64) {
+    // As large as Linux makes its table.
+    const GDT_LIMIT: u16 = 0x7f;
+    const IDT_LIMIT: u16 = 0xfff;
+    state.cr0 =
+        cr::CR0_PE | cr::CR0_MP | cr::CR0_ET | cr::CR0_NE | cr::CR0_WP | cr::CR0_AM | cr::CR0_PG;
     state.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_FSGSBASE;
     state.efer = cr::EFER_SCE | cr::EFER_LME | cr::EFER_LMA | cr::EFER_NXE;
     state.cr3 = root;
-    state.gdtr = Table { base: GDT, limit: TABLE_LIMIT };
-    state.idtr = Table { base: IDT, limit: TABLE_LIMIT };
-    state.seg[seg::DS] = segment(SS_USER, 0xc0f3);
-    state.seg[seg::ES] = segment(SS_USER, 0xc0f3);
-    state.seg[seg::FS] = Segment { base: fs_base, limit: 0, attributes: 1 << 16, selector: 0 };
-    state.seg[seg::GS] = Segment { base: gs_base, limit: 0, attributes: 1 << 16, selector: 0 };
-    state.seg[seg::TR] =
-        Segment { base: TSS, limit: 0x67, attributes: 0x8b, selector: TSS_SELECTOR };
-    state.seg[seg::LDTR] = Segment { attributes: 1 << 16, ..Segment::default() };
+    state.gdtr = Table {
+        base: GDT,
+        limit: GDT_LIMIT,
+    };
+    state.idtr = Table {
+        base: IDT,
+        limit: IDT_LIMIT,
+    };
+    state.seg[seg::FS] = unloaded(fs_base);
+    state.seg[seg::TR] = Segment {
+        base: TSS,
+        limit: 0x67,
+        attributes: 0x8b,
+        selector: TSS_SELECTOR,
+    };
+    state.seg[seg::LDTR] = Segment {
+        attributes: 1 << 16,
+        ..Segment::default()
+    };
 }

@@ -3,12 +3,10 @@
 use super::arena::{CODE, DATA_SIZE, HIGH, LOW, PAGE, STACK, STACK_SIZE};
 use super::operands::Plan;
 use super::random::Random;
-use super::{Mode, Oracle, Registers};
+use super::{Mode, Oracle, Registers, segments};
 use crate::reg;
 use crate::state::rflags;
-use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpKind, Register};
 
 /// Code, start and changes to memory.
 #[derive(Clone, Debug)]
@@ -18,6 +16,16 @@ pub(super) struct Case {
     pub(super) pokes: Vec<(u64, Vec<u8>)>,
     /// The interpreter runs single instructions, not blocks.
     pub(super) stepwise: bool,
+    /// Segment registers may change.
+    pub(super) segments: bool,
+}
+
+impl Case {
+    /// The (first) instruction.
+    pub(super) fn first(&self, mode: Mode) -> Instruction {
+        let bits = if mode == Mode::Long { 64 } else { 32 };
+        Decoder::with_ip(bits, &self.code, self.registers.rip, DecoderOptions::NONE).decode()
+    }
 }
 
 /// A case of `code`; `None` where the random choice cannot be encoded.
@@ -30,15 +38,28 @@ pub(super) fn build(
     let mut plan = Plan::new(code, mode, random, oracle.fs_base);
     plan.fill(random)?;
     prefixes(&mut plan.instruction, random);
+    let segments = segments::concerns(code);
+    if segments && !segments::unambiguous(&plan) {
+        return None;
+    }
     special(&mut plan, random, oracle);
     let code = encode(&plan.instruction, mode, plan.rip)?;
     let gpr = plan.gpr;
-    let rflags = flags(plan.instruction.is_string_instruction(), random);
+    let mut rflags = flags(plan.instruction.is_string_instruction(), random);
+    if segments {
+        // How a far pointer must be aligned is the vendor's.
+        rflags &= !rflags::AC;
+    }
     Some(Case {
-        registers: Registers { gpr, rip: plan.rip, rflags },
+        registers: Registers {
+            gpr,
+            rip: plan.rip,
+            rflags,
+        },
         code,
         pokes: plan.pokes,
         stepwise: random.chance(50),
+        segments,
     })
 }
 
@@ -86,6 +107,9 @@ fn prefixes(instruction: &mut Instruction, random: &mut Random) {
 fn special(plan: &mut Plan, random: &mut Random, oracle: &mut Oracle) {
     use Mnemonic as M;
     let instruction = plan.instruction;
+    if segments::concerns(instruction.code()) {
+        return segments::prepare(plan, random);
+    }
     if instruction.is_string_instruction() {
         return strings(plan, random);
     }
@@ -93,7 +117,11 @@ fn special(plan: &mut Plan, random: &mut Random, oracle: &mut Oracle) {
         M::Div | M::Idiv => dividend(plan, random),
         M::Xlatb => {
             let al = plan.gpr[reg::RAX] & 0xff;
-            let start = if plan.short_address || random.chance(50) { LOW } else { HIGH };
+            let start = if plan.short_address || random.chance(50) {
+                LOW
+            } else {
+                HIGH
+            };
             plan.gpr[reg::RBX] = (start + random.below(DATA_SIZE)).wrapping_sub(al);
             if plan.mode == Mode::Long && plan.short_address {
                 plan.gpr[reg::RBX] |= random.next() << 32;
@@ -105,25 +133,27 @@ fn special(plan: &mut Plan, random: &mut Random, oracle: &mut Oracle) {
             plan.gpr[reg::RBP] = STACK + STACK_SIZE / 4 + random.below(STACK_SIZE / 2);
         }
         M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz if random.chance(70) => {
-            let garbage = if random.chance(50) { random.next() << 32 } else { 0 };
+            let garbage = if random.chance(50) {
+                random.next() << 32
+            } else {
+                0
+            };
             plan.gpr[reg::RCX] = random.below(3) | garbage;
         }
         M::Ret => {
             let target = target(plan, random);
-            plan.pokes.push((plan.gpr[reg::RSP], target.to_le_bytes().to_vec()));
+            plan.pokes
+                .push((plan.gpr[reg::RSP], target.to_le_bytes().to_vec()));
         }
         M::Popf | M::Popfd | M::Popfq => {
             // Single stepping would end elsewhere.
             let image = random.next() & !rflags::TF & !rflags::NT;
-            plan.pokes.push((plan.gpr[reg::RSP], image.to_le_bytes().to_vec()));
+            plan.pokes
+                .push((plan.gpr[reg::RSP], image.to_le_bytes().to_vec()));
         }
         M::Jmp | M::Call => indirect(plan, random),
-        M::Int => {
-            if plan.instruction.immediate8() == 0x80 {
-                // Linux has a system call there.
-                plan.instruction.set_immediate8(0x81);
-            }
-        }
+        // Linux has a system call there.
+        M::Int if plan.instruction.immediate8() == 0x80 => plan.instruction.set_immediate8(0x81),
         _ => {}
     }
     if plan.mode == Mode::Compatibility {
@@ -141,7 +171,14 @@ fn target(plan: &Plan, random: &mut Random) -> u64 {
 }
 
 fn indirect(plan: &mut Plan, random: &mut Random) {
-    let target = target(plan, random);
+    // Which fault comes first, the push's or the target's, is the vendor's.
+    let stack = |register: Register| register.full_register() == Register::RSP;
+    let target = if stack(plan.instruction.memory_base()) || stack(plan.instruction.op0_register())
+    {
+        plan.branch_target(false, random)
+    } else {
+        target(plan, random)
+    };
     match plan.instruction.op0_kind() {
         OpKind::Register => {
             let register = plan.instruction.op0_register();
@@ -160,9 +197,12 @@ fn indirect(plan: &mut Plan, random: &mut Random) {
 fn dividend(plan: &mut Plan, random: &mut Random) {
     let byte = matches!(plan.instruction.code(), Code::Div_rm8 | Code::Idiv_rm8);
     let used = |register: Register| {
-        [plan.instruction.memory_base(), plan.instruction.memory_index()]
-            .iter()
-            .any(|&other| other != Register::None && other.full_register() == register)
+        [
+            plan.instruction.memory_base(),
+            plan.instruction.memory_index(),
+        ]
+        .iter()
+        .any(|&other| other != Register::None && other.full_register() == register)
     };
     let register = if byte { Register::RAX } else { Register::RDX };
     if used(register) || random.chance(25) {
@@ -188,8 +228,15 @@ fn expected(plan: &mut Plan, random: &mut Random, oracle: &mut Oracle) {
         return;
     }
     let used = |number: usize| {
-        [plan.instruction.memory_base(), plan.instruction.memory_index()].iter().any(|&other| {
-            other != Register::None && other != Register::RIP && other != Register::EIP
+        [
+            plan.instruction.memory_base(),
+            plan.instruction.memory_index(),
+        ]
+        .iter()
+        .any(|&other| {
+            other != Register::None
+                && other != Register::RIP
+                && other != Register::EIP
                 && other.number() == number
         })
     };
@@ -199,7 +246,10 @@ fn expected(plan: &mut Plan, random: &mut Random, oracle: &mut Oracle) {
     }
     let Some((at, size)) = plan.target else {
         let register = plan.instruction.op0_register();
-        if !matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) {
+        if !matches!(
+            register,
+            Register::AH | Register::CH | Register::DH | Register::BH
+        ) {
             plan.gpr[reg::RAX] = plan.gpr[register.full_register().number()];
         }
         return;
@@ -208,7 +258,10 @@ fn expected(plan: &mut Plan, random: &mut Random, oracle: &mut Oracle) {
     let half = if pair { size / 2 } else { size };
     plan.gpr[reg::RAX] = oracle.native.view.peek(at, half as usize);
     if pair {
-        plan.gpr[reg::RDX] = oracle.native.view.peek(at.wrapping_add(half), half as usize);
+        plan.gpr[reg::RDX] = oracle
+            .native
+            .view
+            .peek(at.wrapping_add(half), half as usize);
     }
 }
 
@@ -259,6 +312,12 @@ fn strings(plan: &mut Plan, random: &mut Random) {
         2 => random.below(600),
         _ => random.below(40),
     };
+    // With a count of 0 processors may or may not look at the port's rights.
+    let count = if plan.instruction.is_privileged() {
+        count.max(1)
+    } else {
+        count
+    };
     if random.chance(60) {
         // Runs of equal elements: comparisons look at more than the first.
         let run = vec![plan.gpr[reg::RAX] as u8; 160];
@@ -271,10 +330,17 @@ fn strings(plan: &mut Plan, random: &mut Random) {
         }
     }
     let garbage = |random: &mut Random| {
-        if low && plan.mode == Mode::Long { random.next() << 32 } else { 0 }
+        if low && plan.mode == Mode::Long {
+            random.next() << 32
+        } else {
+            0
+        }
     };
-    let values =
-        [source | garbage(random), target | garbage(random), count | garbage(random)];
+    let values = [
+        source | garbage(random),
+        target | garbage(random),
+        count | garbage(random),
+    ];
     plan.gpr[reg::RSI] = values[0];
     plan.gpr[reg::RDI] = values[1];
     plan.gpr[reg::RCX] = values[2];

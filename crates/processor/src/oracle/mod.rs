@@ -15,6 +15,7 @@
 //! contains it. A mismatch prints seed, instruction and both outcomes.
 
 mod arena;
+mod encodings;
 mod forms;
 mod guest;
 mod instance;
@@ -22,11 +23,12 @@ mod native;
 mod operands;
 mod random;
 mod report;
+mod segments;
 mod sequence;
 
 use arena::{CODE, CODE_SIZE};
 use guest::Guest;
-use iced_x86::Code;
+use iced_x86::{Code, Register};
 use instance::Case;
 use native::Native;
 use random::Random;
@@ -42,7 +44,7 @@ const GS_BASE: u64 = arena::HIGH + 0x123;
 /// Where Linux ends user addresses: a page before the canonical half does.
 const TASK_END: u64 = 0x7fff_ffff_f000;
 const INT3: u8 = 0xcc;
-const DEFAULT_CASES: u64 = 1000;
+const DEFAULT_CASES: u64 = 3000;
 const DEFAULT_SEED: u64 = 0x0070_6172_7469_7461;
 
 /// Which code runs.
@@ -67,6 +69,8 @@ struct Registers {
 struct Outcome {
     registers: Registers,
     cs: u16,
+    /// DS, ES, GS.
+    selectors: [u16; 3],
     vector: u8,
     error: u32,
     address: u64,
@@ -85,6 +89,16 @@ impl Outcome {
         } else if self.address >= TASK_END {
             // Linux does not tell user code which of its addresses are mapped.
             self.error |= 1;
+        }
+        for selector in &mut self.selectors {
+            // Returning to user code makes every null selector 0.
+            if *selector & !3 == 0 {
+                *selector = 0;
+            }
+        }
+        if self.cs == CS_32 {
+            // The upper half of RSP is undefined across a switch of modes.
+            self.registers.gpr[crate::reg::RSP] &= 0xffff_ffff;
         }
         if mode == Mode::Compatibility {
             // The upper halves, and R8 to R15, are undefined after a mode switch.
@@ -127,7 +141,10 @@ impl Oracle {
 
     /// Makes the guest's memory the host's.
     fn copy_memory(&mut self) {
-        self.guest.view.bytes().copy_from_slice(self.native.view.bytes());
+        self.guest
+            .view
+            .bytes()
+            .copy_from_slice(self.native.view.bytes());
         self.guest.code_changed();
     }
 
@@ -158,13 +175,19 @@ impl Oracle {
             }
         }
         self.runs += 1;
-        if self.runs % 64 == 0 {
+        if self.runs.is_multiple_of(64) {
             self.guest.forget_translations();
         }
-        let native = self.native.run(&case.registers, mode).normalized(mode);
-        let guest = self.guest.run(&case.registers, mode, case.stepwise).normalized(mode);
+        let native = self
+            .native
+            .run(&case.registers, mode, case.segments)
+            .normalized(mode);
+        let guest = self
+            .guest
+            .run(&case.registers, mode, case.stepwise)
+            .normalized(mode);
         let memory = self.memory_difference();
-        if native == guest && memory.is_none() {
+        if memory.is_none() && (native == guest || offset_checked(case, mode, &native, &guest)) {
             return Ok(());
         }
         self.copy_memory();
@@ -182,6 +205,17 @@ impl Oracle {
     }
 }
 
+/// The one difference that is the vendor's: with an FS or GS base, AMD's
+/// processors raise #GP where the offset is not canonical; elsewhere only the
+/// linear address, the sum with the base, is checked.
+fn offset_checked(case: &Case, mode: Mode, native: &Outcome, guest: &Outcome) -> bool {
+    let segment = case.first(mode).segment_prefix();
+    matches!(segment, Register::FS | Register::GS)
+        && native.vector == 13
+        && native.registers == guest.registers
+        && (guest.vector == 17 || guest.vector == 14 && guest.address >> 47 == 0x1_ffff)
+}
+
 /// The arena's addresses and the signal handlers are the process's.
 fn exclusive() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
@@ -189,7 +223,9 @@ fn exclusive() -> MutexGuard<'static, ()> {
 }
 
 fn setting(name: &str, default: u64) -> u64 {
-    let Ok(text) = std::env::var(name) else { return default };
+    let Ok(text) = std::env::var(name) else {
+        return default;
+    };
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
         None => text.parse(),
@@ -221,7 +257,9 @@ fn compare_forms(mode: Mode) {
         let mut random = Random::new(seed, code as u64);
         let mut done = 0;
         for _ in 0..cases {
-            let Some(case) = instance::build(code, mode, &mut random, &mut oracle) else { continue };
+            let Some(case) = instance::build(code, mode, &mut random, &mut oracle) else {
+                continue;
+            };
             done += 1;
             if let Err(difference) = oracle.compare(&case, mode) {
                 report.mismatch(code, difference);
@@ -240,6 +278,36 @@ fn forms_of_64_bit_mode() {
 #[test]
 fn forms_of_compatibility_mode() {
     compare_forms(Mode::Compatibility);
+}
+
+/// Random encodings of the same forms.
+fn compare_encodings(mode: Mode) {
+    let _alone = exclusive();
+    let seed = setting("PARTITA_ORACLE_SEED", DEFAULT_SEED);
+    let cases = setting("PARTITA_ORACLE_CASES", DEFAULT_CASES) * 100;
+    let mut oracle = Oracle::new(seed);
+    let mut report = Report::new(seed, mode);
+    let mut random = Random::new(seed, 0x656e_636f_6465);
+    let allowed = encodings::Allowed::new(mode);
+    for _ in 0..cases {
+        let Some(case) = encodings::build(&allowed, mode, &mut random) else {
+            continue;
+        };
+        if let Err(difference) = oracle.compare(&case, mode) {
+            report.mismatch(case.first(mode).code(), difference);
+        }
+    }
+    report.finish(oracle.runs);
+}
+
+#[test]
+fn encodings_of_64_bit_mode() {
+    compare_encodings(Mode::Long);
+}
+
+#[test]
+fn encodings_of_compatibility_mode() {
+    compare_encodings(Mode::Compatibility);
 }
 
 #[test]

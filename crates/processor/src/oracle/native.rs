@@ -23,6 +23,7 @@ pub(super) struct Native {
     pub(super) view: View,
     run: Box<Run>,
     stack: *mut c_void,
+    gs_base: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +66,13 @@ const GREGS: [libc::c_int; 16] = [
     libc::REG_R14,
     libc::REG_R15,
 ];
-const SIGNALS: [libc::c_int; 5] =
-    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
+const SIGNALS: [libc::c_int; 5] = [
+    libc::SIGTRAP,
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+];
 const ALTERNATE_STACK: usize = 128 << 10;
 const ARCH_SET_GS: libc::c_int = 0x1001;
 
@@ -76,12 +82,7 @@ impl Native {
     pub(super) fn new(gs_base: u64) -> std::io::Result<Self> {
         let view = map_arena()?;
         let stack = handlers()?;
-        // SAFETY: sets the unused GS base, and loads the flat user data
-        // segment, which 64-bit code ignores, for compatibility mode.
-        unsafe {
-            libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, gs_base);
-            asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(SS_USER));
-        }
+        load_segments(gs_base);
         let run = Box::new(Run {
             phase: Phase::Idle,
             entry: Registers::default(),
@@ -89,7 +90,12 @@ impl Native {
             host: [0; 19],
             outcome: Outcome::default(),
         });
-        Ok(Self { view, run, stack })
+        Ok(Self {
+            view,
+            run,
+            stack,
+            gs_base,
+        })
     }
 
     /// The thread's FS base.
@@ -101,8 +107,9 @@ impl Native {
         base
     }
 
-    /// Runs from `entry.rip` to the next trap or fault.
-    pub(super) fn run(&mut self, entry: &Registers, mode: Mode) -> Outcome {
+    /// Runs from `entry.rip` to the next trap or fault. `segments`: DS, ES and
+    /// GS may change and are put back.
+    pub(super) fn run(&mut self, entry: &Registers, mode: Mode, segments: bool) -> Outcome {
         let cs = if mode == Mode::Long { CS_64 } else { CS_32 };
         let run = &raw mut *self.run;
         // SAFETY: `run` lives in a box of ours; nothing else refers to it.
@@ -120,6 +127,10 @@ impl Native {
         unsafe {
             assert_eq!((*run).phase, Phase::Left);
             (*run).phase = Phase::Idle;
+            (*run).outcome.selectors = selectors();
+            if segments {
+                load_segments(self.gs_base);
+            }
             (*run).outcome
         }
     }
@@ -147,6 +158,27 @@ impl Drop for Native {
     }
 }
 
+/// The thread's segments for tests.
+fn load_segments(gs_base: u64) {
+    // SAFETY: sets the unused GS base, and loads the flat user data segment,
+    // which 64-bit code ignores, for compatibility mode.
+    unsafe {
+        libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, gs_base);
+        asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(SS_USER));
+    }
+}
+
+/// DS, ES, GS.
+fn selectors() -> [u16; 3] {
+    let (ds, es, gs): (u32, u32, u32);
+    // SAFETY: reads three selectors.
+    unsafe {
+        asm!("mov {0:e}, ds", "mov {1:e}, es", "mov {2:e}, gs", out(reg) ds, out(reg) es,
+            out(reg) gs, options(nomem, nostack, preserves_flags));
+    }
+    [ds as u16, es as u16, gs as u16]
+}
+
 fn map_arena() -> std::io::Result<View> {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use rustix::mm::{MapFlags, ProtFlags, mmap};
@@ -167,7 +199,16 @@ fn map_arena() -> std::io::Result<View> {
         let fixed = shared | MapFlags::FIXED_NOREPLACE;
         let at = region.linear as *mut c_void;
         // SAFETY: replaces nothing: it fails where something is mapped.
-        let got = unsafe { mmap(at, region.size as usize, rights, fixed, file.as_fd(), offset)? };
+        let got = unsafe {
+            mmap(
+                at,
+                region.size as usize,
+                rights,
+                fixed,
+                file.as_fd(),
+                offset,
+            )?
+        };
         if got != at {
             return Err(std::io::ErrorKind::AddrInUse.into());
         }
@@ -182,9 +223,18 @@ fn handlers() -> std::io::Result<*mut c_void> {
     let rights = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping wherever there is room.
     let stack = unsafe {
-        mmap_anonymous(std::ptr::null_mut(), ALTERNATE_STACK, rights, MapFlags::PRIVATE)?
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            ALTERNATE_STACK,
+            rights,
+            MapFlags::PRIVATE,
+        )?
     };
-    let on = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: ALTERNATE_STACK };
+    let on = libc::stack_t {
+        ss_sp: stack,
+        ss_flags: 0,
+        ss_size: ALTERNATE_STACK,
+    };
     // SAFETY: the stack stays mapped until `Drop`; the handler is
     // async-signal-safe and leaves signals of other threads alone.
     unsafe {
@@ -213,11 +263,7 @@ extern "C" fn entry(signal: libc::c_int, info: *mut libc::siginfo_t, context: *m
     )
 }
 
-extern "C" fn handler(
-    signal: libc::c_int,
-    _info: *mut libc::siginfo_t,
-    context: *mut c_void,
-) {
+extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut c_void) {
     let run = RUN.get();
     if run.is_null() {
         // Not ours: let it end the process when it repeats.

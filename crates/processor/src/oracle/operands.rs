@@ -37,7 +37,11 @@ impl Plan {
         for value in &mut gpr {
             *value = random.operand();
         }
-        let slack = if random.chance(10) { random.below(8) } else { 0 };
+        let slack = if random.chance(10) {
+            random.below(8)
+        } else {
+            0
+        };
         gpr[reg::RSP] = STACK + STACK_SIZE / 2 + random.below(64) * 8 + slack;
         let rip = if random.chance(10) {
             CODE + PAGE - random.below(15)
@@ -68,7 +72,8 @@ impl Plan {
             for offset in (0..size.min(16)).step_by(8) {
                 let bytes = random.operand().to_le_bytes();
                 let here = (size - offset).min(8) as usize;
-                self.pokes.push((at.wrapping_add(offset), bytes[..here].to_vec()));
+                self.pokes
+                    .push((at.wrapping_add(offset), bytes[..here].to_vec()));
             }
         }
         if self.mode == Mode::Compatibility {
@@ -105,8 +110,23 @@ impl Plan {
             Kind::r16_reg | Kind::r16_opcode | Kind::r16_or_mem | Kind::r16_rm => Register::AX,
             Kind::r32_reg | Kind::r32_opcode | Kind::r32_or_mem | Kind::r32_rm => Register::EAX,
             Kind::r64_reg | Kind::r64_opcode | Kind::r64_or_mem | Kind::r64_rm => Register::RAX,
+            Kind::seg_reg if i == 0 => {
+                // FS is the test thread's own.
+                let targets = [Register::ES, Register::SS, Register::DS, Register::GS];
+                self.set_register(i, random.pick(&targets));
+                return Some(());
+            }
             Kind::seg_reg => {
                 self.set_register(i, Register::ES + random.below(6) as u32);
+                return Some(());
+            }
+            Kind::cr_reg | Kind::dr_reg => {
+                let first = if kind == Kind::cr_reg {
+                    Register::CR0
+                } else {
+                    Register::DR0
+                };
+                self.set_register(i, first + random.pick(&[0, 2, 3]) as u32);
                 return Some(());
             }
             _ => return self.other(i, kind, random),
@@ -204,6 +224,8 @@ impl Plan {
                 self.instruction.set_near_branch64(target);
                 return Some(());
             }
+            Kind::farbr2_2 => OpKind::FarBranch16,
+            Kind::farbr4_2 => OpKind::FarBranch32,
             _ => return None,
         };
         self.instruction.set_op_kind(i, op);
@@ -217,7 +239,11 @@ impl Plan {
         if !near && random.chance(5) {
             return random.pick(&[LOW + 0x40, CODE - 0x100, CODE + CODE_SIZE + 4, 0x1234_5678]);
         }
-        if random.chance(50) { self.rip + away } else { self.rip - away }
+        if random.chance(50) {
+            self.rip + away
+        } else {
+            self.rip - away
+        }
     }
 
     /// A linear address for `size` bytes: mostly plain memory, else across a
@@ -233,7 +259,8 @@ impl Plan {
             86..89 => start - 1 - random.below(size),
             89..92 => LOW + DATA_SIZE + random.below(PAGE),
             92..94 => STACK + random.below(STACK_SIZE - size),
-            94..96 => CODE + random.below(CODE_SIZE),
+            94 => CODE + random.below(CODE_SIZE),
+            95 if !low => random.next() | u64::MAX << 47,
             96..98 if !low => 0x0000_8000_0000_0000 - random.below(size * 2),
             98 if !low => random.next() | 1 << 55,
             99 => random.operand(),
@@ -257,7 +284,7 @@ impl Plan {
         if shape.short && shape.segment_base != 0 {
             target = GS_BASE + random.below(DATA_SIZE / 2);
         }
-        self.address(&shape, target, random);
+        let target = self.address(&shape, target, random);
         self.target = Some((target, size));
     }
 
@@ -265,11 +292,14 @@ impl Plan {
         let count = self.register_count();
         let long = self.mode == Mode::Long;
         let base = (!random.chance(15)).then(|| random.below(count) as usize);
-        let mut index = (base.is_none() || random.chance(50)).then(|| {
-            (random.below(count) as usize, 1 << random.below(4))
-        });
+        let mut index = (base.is_none() || random.chance(50))
+            .then(|| (random.below(count) as usize, 1 << random.below(4)));
         if index.is_some_and(|(number, _)| number == reg::RSP || Some(number) == base) {
-            index = if base.is_none() { Some((reg::RAX, 2)) } else { None };
+            index = if base.is_none() {
+                Some((reg::RAX, 2))
+            } else {
+                None
+            };
         }
         let mut short = !long || random.chance(15);
         let (segment, segment_base) = match random.below(100) {
@@ -283,21 +313,41 @@ impl Plan {
             20..22 => (Register::DS, 0),
             _ => (Register::None, 0),
         };
-        Shape { base, index, short, segment, segment_base }
+        Shape {
+            base,
+            index,
+            short,
+            segment,
+            segment_base,
+        }
     }
 
-    /// Encodes `shape` and sets its registers so that it points to `target`.
-    fn address(&mut self, shape: &Shape, target: u64, random: &mut Random) {
+    /// Encodes `shape` and sets its registers so that it points to `target`,
+    /// or a little below where it cannot. Returns the address.
+    fn address(&mut self, shape: &Shape, target: u64, random: &mut Random) -> u64 {
         let displacement = match random.below(3) {
             0 if shape.base.is_some() => 0,
             1 if shape.base.is_some() => random.next() as i8 as i64,
             _ => random.operand() as i32 as i64,
         } as u64;
-        let wide = |value: u64| if shape.short { value & 0xffff_ffff } else { value };
-        let mut offset = target.wrapping_sub(shape.segment_base).wrapping_sub(displacement);
-        let garbage = |random: &mut Random| {
-            if shape.short && self.mode == Mode::Long { random.next() << 32 } else { 0 }
+        let wide = |value: u64| {
+            if shape.short {
+                value & 0xffff_ffff
+            } else {
+                value
+            }
         };
+        let mut offset = target
+            .wrapping_sub(shape.segment_base)
+            .wrapping_sub(displacement);
+        let garbage = |random: &mut Random| {
+            if shape.short && self.mode == Mode::Long {
+                random.next() << 32
+            } else {
+                0
+            }
+        };
+        let mut short_by = 0;
         let mut indexed = None;
         let mut scale = 1;
         if let Some((number, by)) = shape.index {
@@ -307,14 +357,21 @@ impl Plan {
             } else {
                 // Alone it reaches what its scale divides.
                 let value = wide(offset) / scale;
+                short_by = wide(offset) - value * scale;
                 offset = value.wrapping_mul(scale);
                 value
             };
             indexed = Some((number, value | garbage(random)));
             offset = offset.wrapping_sub(value.wrapping_mul(scale));
         }
-        let based = shape.base.map(|number| (number, wide(offset) | garbage(random)));
-        let first = if shape.short { Register::EAX } else { Register::RAX };
+        let based = shape
+            .base
+            .map(|number| (number, wide(offset) | garbage(random)));
+        let first = if shape.short {
+            Register::EAX
+        } else {
+            Register::RAX
+        };
         let instruction = &mut self.instruction;
         if let Some((number, value)) = based {
             instruction.set_memory_base(first + number as u32);
@@ -334,6 +391,7 @@ impl Plan {
             _ => 8,
         });
         instruction.set_segment_prefix(shape.segment);
+        target.wrapping_sub(short_by)
     }
 
     fn absolute(&mut self, any: bool, size: u64, random: &mut Random) {
@@ -343,16 +401,22 @@ impl Plan {
         let target = self.pick_target(size, low, random);
         let target = if low { target & 0x7fff_ffff } else { target };
         self.instruction.set_memory_displacement64(target);
-        self.instruction.set_memory_displ_size(if short { 4 } else { 8 });
+        self.instruction
+            .set_memory_displ_size(if short { 4 } else { 8 });
         self.target = Some((target, size));
     }
 
     fn rip_relative(&mut self, size: u64, random: &mut Random) {
         let target = self.pick_target(size, true, random) & 0x7fff_ffff;
-        let base = if random.chance(15) { Register::EIP } else { Register::RIP };
+        let base = if random.chance(15) {
+            Register::EIP
+        } else {
+            Register::RIP
+        };
         self.instruction.set_memory_base(base);
         self.instruction.set_memory_displacement64(target);
-        self.instruction.set_memory_displ_size(if base == Register::EIP { 4 } else { 8 });
+        self.instruction
+            .set_memory_displ_size(if base == Register::EIP { 4 } else { 8 });
         self.target = Some((target, size));
     }
 }

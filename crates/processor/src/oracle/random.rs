@@ -24,7 +24,11 @@ impl Random {
 
     /// 0 to `end`, exclusive; 0 for an empty range.
     pub(super) fn below(&mut self, end: u64) -> u64 {
-        if end == 0 { 0 } else { (self.next() >> 11) % end }
+        if end == 0 {
+            0
+        } else {
+            (self.next() >> 11) % end
+        }
     }
 
     /// True in `percent` of all calls.

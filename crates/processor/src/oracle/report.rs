@@ -38,7 +38,10 @@ impl Report {
     }
 
     pub(super) fn mismatch(&mut self, code: Code, difference: String) {
-        self.mismatches.entry(format!("{code:?}")).or_default().push(difference);
+        self.mismatches
+            .entry(format!("{code:?}"))
+            .or_default()
+            .push(difference);
     }
 
     /// Prints the forms left out, and panics if any form differs or had too
@@ -62,6 +65,13 @@ impl Report {
     }
 }
 
+fn packed(outcome: &Outcome) -> u64 {
+    outcome
+        .selectors
+        .iter()
+        .fold(0, |all, &one| all << 16 | u64::from(one))
+}
+
 /// Instruction, start and both outcomes.
 pub(super) fn difference(
     case: &Case,
@@ -72,8 +82,7 @@ pub(super) fn difference(
 ) -> String {
     let mut text = String::new();
     let bits = if mode == Mode::Long { 64 } else { 32 };
-    let mut decoder =
-        Decoder::with_ip(bits, &case.code, case.registers.rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits, &case.code, case.registers.rip, DecoderOptions::NONE);
     let mut formatter = IntelFormatter::new();
     while decoder.can_decode() {
         let instruction = decoder.decode();
@@ -87,13 +96,34 @@ pub(super) fn difference(
         "r13", "r14", "r15",
     ];
     let rows = names.iter().enumerate().map(|(i, name)| {
-        (*name, case.registers.gpr[i], native.registers.gpr[i], guest.registers.gpr[i])
+        (
+            *name,
+            case.registers.gpr[i],
+            native.registers.gpr[i],
+            guest.registers.gpr[i],
+        )
     });
     let tail = [
-        ("rip", case.registers.rip, native.registers.rip, guest.registers.rip),
-        ("rflags", case.registers.rflags, native.registers.rflags, guest.registers.rflags),
+        (
+            "rip",
+            case.registers.rip,
+            native.registers.rip,
+            guest.registers.rip,
+        ),
+        (
+            "rflags",
+            case.registers.rflags,
+            native.registers.rflags,
+            guest.registers.rflags,
+        ),
         ("cs", 0, u64::from(native.cs), u64::from(guest.cs)),
-        ("vector", 0, u64::from(native.vector), u64::from(guest.vector)),
+        ("ds es gs", 0, packed(native), packed(guest)),
+        (
+            "vector",
+            0,
+            u64::from(native.vector),
+            u64::from(guest.vector),
+        ),
         ("error", 0, u64::from(native.error), u64::from(guest.error)),
         ("address", 0, native.address, guest.address),
     ];
@@ -107,7 +137,10 @@ pub(super) fn difference(
         }
     }
     if let Some((at, host, interpreter)) = memory {
-        let _ = writeln!(text, "  * memory {at:#x}: native {host:02x} guest {interpreter:02x}");
+        let _ = writeln!(
+            text,
+            "  * memory {at:#x}: native {host:02x} guest {interpreter:02x}"
+        );
     }
     if let Some(stuck) = guest.stuck {
         let _ = writeln!(text, "  * guest: {stuck}");

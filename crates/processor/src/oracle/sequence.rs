@@ -3,7 +3,7 @@
 use super::arena::{CODE, DATA_SIZE, HIGH, LOW, STACK, STACK_SIZE};
 use super::instance::{self, Case};
 use super::random::Random;
-use super::{Mode, Registers, forms};
+use super::{Mode, Registers, forms, segments};
 use crate::reg;
 use iced_x86::{
     Code, FlowControl, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register,
@@ -23,6 +23,8 @@ pub(super) fn pool() -> Vec<Code> {
             forms::left_out(code, Mode::Long).is_none()
                 && instruction.flow_control() == FlowControl::Next
                 && !instruction.is_string_instruction()
+                && !instruction.is_privileged()
+                && !segments::concerns(code)
                 && !matches!(
                     instruction.mnemonic(),
                     Mnemonic::Xlatb
@@ -64,7 +66,13 @@ pub(super) fn build(pool: &[Code], random: &mut Random) -> Case {
     }
     let rflags = instance::flags(false, random);
     let registers = Registers { gpr, rip, rflags };
-    Case { registers, code, pokes: Vec::new(), stepwise: random.chance(20) }
+    Case {
+        registers,
+        code,
+        pokes: Vec::new(),
+        stepwise: random.chance(20),
+        segments: false,
+    }
 }
 
 fn fill(code: Code, random: &mut Random) -> Option<Instruction> {

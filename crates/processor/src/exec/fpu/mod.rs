@@ -17,6 +17,7 @@
 mod area;
 mod control;
 mod environment;
+mod inexact;
 mod masked;
 mod moves;
 mod registers;

@@ -7,7 +7,8 @@ use crate::state::Fpu;
 
 /// Status word: an unmasked exception is pending.
 pub(super) const ES: u16 = 1 << 7;
-const BUSY: u16 = 1 << 15;
+/// Status word: busy, a copy of ES.
+pub(super) const BUSY: u16 = 1 << 15;
 const TOP: u16 = 7 << 11;
 
 impl Fpu {

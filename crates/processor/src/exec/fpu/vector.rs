@@ -3,12 +3,14 @@
 //! A stub works on pointers: the guest's registers in the FXSAVE image and
 //! the general registers, or staging memory with a memory operand's value.
 
+use super::MXCSR_MASK;
+use super::inexact::{Scaling, Shape};
 use crate::Vp;
 use crate::decode::Selected;
 use crate::fault::{Fault, Step, Stop, vector as exception};
 use crate::flags::ArithFlags;
 use crate::mmu::Access;
-use crate::native::{Form, Place, Stub};
+use crate::native::{Form, Place, Stub, load128};
 use crate::op::Op;
 use crate::state::{Fpu, cr, reg};
 use iced_x86::{Instruction, OpKind};
@@ -23,6 +25,8 @@ const MXCSR: u8 = 1 << 5;
 const FLAGS: u8 = 1 << 6;
 /// `Op::aux`: operands that the encoding does not name.
 const IMPLICIT: u8 = 1 << 7;
+/// Bits of `Op::imm` above the stub: the [`Shape`].
+const SHAPE_SHIFT: u32 = 32;
 
 /// MXCSR exception flags.
 mod mxcsr {
@@ -30,6 +34,14 @@ mod mxcsr {
     pub(super) const BEFORE: u32 = 0x07;
     /// Underflow.
     pub(super) const UNDERFLOW: u32 = 0x10;
+    /// Overflow.
+    pub(super) const OVERFLOW: u32 = 0x08;
+    /// Overflow and underflow.
+    pub(super) const RANGE: u32 = OVERFLOW | UNDERFLOW;
+    /// Inexact.
+    pub(super) const INEXACT: u32 = 0x20;
+    /// Denormal operands are zeros.
+    pub(super) const ZEROS: u32 = 0x40;
     /// All six.
     pub(super) const ALL: u32 = 0x3f;
     /// All masked.
@@ -65,7 +77,8 @@ pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
     } else {
         0
     };
-    op.imm = u64::from(form.stub()?);
+    let shape = Shape::of(instruction.mnemonic());
+    op.imm = u64::from(form.stub()?) | shape.bits() << SHAPE_SHIFT;
     let all_xmm = op.aux & !ALIGNED == 0;
     Selected::plain(match (instruction.op0_kind(), instruction.op1_kind()) {
         (OpKind::Memory, _) => extract,
@@ -171,7 +184,8 @@ fn general<const MEMORY: bool>(vp: &mut Vp, op: &Op) -> Step {
         load_implicit(vp);
     }
     if op.aux & MXCSR != 0 {
-        vp.native.frame.mxcsr = vp.state.fpu.mxcsr();
+        // Whoever set it from outside: the host takes no reserved bits.
+        vp.native.frame.mxcsr = vp.state.fpu.mxcsr() & MXCSR_MASK;
     }
     vp.native.run(op.imm as Stub, first, second);
     if op.aux & MXCSR != 0 {
@@ -206,11 +220,8 @@ fn finish(vp: &mut Vp, op: &Op) {
 
 /// The guest has unmasked an exception: compute beside the register, see what
 /// was detected, and write the result only if nothing is to be reported (SDM 1
-/// 11.5). With a reported overflow or underflow, PE tells whether the masked
-/// result would be inexact; real processors tell whether the one with an
-/// unlimited exponent is. And DPPS and DPPD stop after the products already if
-/// these raise an exception, before the sums could set flags; that they raise
-/// one is the same.
+/// 11.5). DPPS and DPPD really stop after the products if these raise an
+/// exception; here flags of the sums may be there as well.
 #[cold]
 fn unmasked(vp: &mut Vp, op: &Op, mmx: bool, memory: Option<*const u8>) -> Step {
     let before = vp.state.fpu.clone();
@@ -220,7 +231,7 @@ fn unmasked(vp: &mut Vp, op: &Op, mmx: bool, memory: Option<*const u8>) -> Step 
     let first = place(op.aux);
     let bytes = first.bytes();
     let second = memory.unwrap_or_else(|| vp.register_pointer(place(op.aux >> 2), op.src));
-    let guest = vp.state.fpu.mxcsr();
+    let guest = vp.state.fpu.mxcsr() & MXCSR_MASK;
     let enabled = !(guest >> 7) & mxcsr::ALL;
     let mut control = guest & !mxcsr::ALL | mxcsr::MASKED;
     if enabled & mxcsr::UNDERFLOW != 0 {
@@ -228,22 +239,27 @@ fn unmasked(vp: &mut Vp, op: &Op, mmx: bool, memory: Option<*const u8>) -> Step 
         control &= !mxcsr::FLUSH;
     }
     let old = read_register(vp, first, op.dst);
-    let run = |vp: &mut Vp, control: u32| {
-        vp.native.frame.mxcsr = control;
-        vp.native.frame.spare = old;
-        let spare = vp.native.frame.spare.as_mut_ptr();
-        vp.native.run(op.imm as Stub, spare, second);
-        vp.native.frame.mxcsr & mxcsr::ALL
+    let mut operands = [old; 2];
+    let second = if place(op.aux >> 2) == Place::Xmm {
+        // It may be computed with more than once, but memory is read once.
+        operands[1] = load128(second).to_le_bytes();
+        vp.native.frame.memory[..16].copy_from_slice(&operands[1]);
+        vp.native.frame.memory.as_ptr()
+    } else {
+        second
     };
-    let mut found = run(vp, control);
+    let mut found = run_beside(vp, op, control, old, second);
     let (flags, result) = (vp.native.frame.flags, vp.native.frame.spare);
     if enabled & mxcsr::UNDERFLOW != 0 && found & mxcsr::UNDERFLOW == 0 {
         // Unmasked, a tiny result is reported even if it is exact, and
         // flushing to zero tells about every tiny result.
-        found |= run(vp, control | mxcsr::FLUSH) & mxcsr::UNDERFLOW;
+        let flushed = run_beside(vp, op, control | mxcsr::FLUSH, old, second);
+        found |= flushed & mxcsr::UNDERFLOW;
     }
     if found & enabled & mxcsr::BEFORE != 0 {
         found &= mxcsr::BEFORE;
+    } else if found & enabled & mxcsr::RANGE != 0 {
+        found = found & !mxcsr::INEXACT | inexact(vp, op, control, operands, found);
     }
     if found & enabled != 0 {
         vp.state.fpu = before;
@@ -258,6 +274,45 @@ fn unmasked(vp: &mut Vp, op: &Op, mmx: bool, memory: Option<*const u8>) -> Step 
     vp.native.frame.flags = flags;
     finish(vp, op);
     Ok(())
+}
+
+/// Runs the stub with another first operand; the result is in the frame.
+/// Returns the exceptions it found.
+fn run_beside(vp: &mut Vp, op: &Op, control: u32, first: [u8; 16], second: *const u8) -> u32 {
+    vp.native.frame.mxcsr = control;
+    vp.native.frame.spare = first;
+    let spare = vp.native.frame.spare.as_mut_ptr();
+    vp.native.run(op.imm as Stub, spare, second);
+    vp.native.frame.mxcsr & mxcsr::ALL
+}
+
+/// PE beside an unmasked overflow or underflow, result by result: see
+/// [`super::inexact`].
+fn inexact(vp: &mut Vp, op: &Op, control: u32, operands: [[u8; 16]; 2], found: u32) -> u32 {
+    let shape = Shape::from_bits(op.imm >> SHAPE_SHIFT);
+    if shape.scaling == Scaling::None {
+        return found & mxcsr::INEXACT;
+    }
+    let enabled = !(vp.state.fpu.mxcsr() >> 7);
+    let run = |vp: &mut Vp, control: u32, operands: [[u8; 16]; 2]| {
+        vp.native.frame.memory[..16].copy_from_slice(&operands[1]);
+        let second = vp.native.frame.memory.as_ptr();
+        run_beside(vp, op, control, operands[0], second)
+    };
+    let mut any = 0;
+    for result in 0..shape.lanes() {
+        let alone = shape.isolate(result, operands);
+        let mut flags = run(vp, control, alone);
+        let tiny = run(vp, control | mxcsr::FLUSH, alone) & enabled & mxcsr::UNDERFLOW != 0;
+        // A tiny sum is always exact.
+        let tiny = tiny && matches!(shape.scaling, Scaling::Product | Scaling::Narrow);
+        if tiny || flags & enabled & mxcsr::OVERFLOW != 0 {
+            let zeros = control & mxcsr::ZEROS != 0;
+            flags = run(vp, control, shape.rescale(alone, zeros));
+        }
+        any |= flags & mxcsr::INEXACT;
+    }
+    any
 }
 
 fn read_register(vp: &Vp, place: Place, number: u8) -> [u8; 16] {

@@ -1,6 +1,7 @@
 //! x87 arithmetic, loads, stores and stack handling, run as themselves on a
 //! copy of the guest's x87 state.
 
+use super::registers::{BUSY, ES};
 use crate::Vp;
 use crate::decode::Selected;
 use crate::fault::{Step, Stop};
@@ -131,22 +132,26 @@ fn store(vp: &mut Vp, op: &Op) -> Step {
     Ok(())
 }
 
-/// Runs the stub on a copy of the x87 state in the frame. With CR0.NE clear
-/// an exception may be pending, which the host must not see.
+/// Runs the stub on a copy of the x87 state in the frame. The host must not
+/// see a pending exception, which would come as a signal: one may be there
+/// with CR0.NE clear, or if the state was set from outside.
 fn compute(vp: &mut Vp, op: &Op) {
     let fpu = &vp.state.fpu;
     let frame = &mut vp.native.frame;
+    let (control, status) = (fpu.control(), fpu.status());
+    let raised = status & !control & 0x3f != 0;
     frame.image[..Fpu::ST + 128].copy_from_slice(&fpu.fxsave[..Fpu::ST + 128]);
-    if fpu.pending() {
+    if raised {
         frame.image[0] |= 0x3f;
     }
+    frame.image[2..4].copy_from_slice(&(status & !(ES | BUSY)).to_le_bytes());
     // Pointers that the host would only carry around, and a MXCSR that it takes.
     frame.image[6..24].fill(0);
     frame.image[24..32].copy_from_slice(&[0x80, 0x1f, 0, 0, 0, 0, 0, 0]);
     frame.flags = vp.state.arith.0;
     vp.native.run_x87(op.imm as Stub);
-    if fpu.pending() {
-        vp.native.frame.image[0] = fpu.fxsave[0];
+    if raised {
+        vp.native.frame.image[0] = control as u8;
     }
 }
 

@@ -31,7 +31,7 @@ fn instruction_breakpoints_fault_once_and_rf_passes_them() {
         s.dr[1] = CODE + 1;
         s.dr7 = 0x400 | 1 << 2;
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!(state.gpr[8], 1);
     assert_eq!(state.gpr[9], CODE + 1);
@@ -59,7 +59,7 @@ fn data_breakpoints_trap_behind_the_access() {
         // Four bytes, writes.
         s.dr7 = 0x400 | 1 | 0xd << 16;
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!(state.gpr[9], CODE + 15);
     assert_eq!(state.gpr[0] & 0xf, 1);
@@ -92,7 +92,7 @@ fn single_steps_trap_behind_each_instruction_but_not_inside_handlers() {
         a.popfq()?;
         a.hlt()
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     // NOP, NOP (INT and its handler run through), PUSHFQ, AND, POPFQ.
     assert_eq!(state.gpr[8], 5);
@@ -109,9 +109,60 @@ fn general_detect_guards_the_debug_registers() {
     });
     m.asm(64, CODE, |a| a.mov(rcx, dr0));
     m.state(|s| s.dr7 = 0x2400);
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_ne!(state.gpr[0] & 0x2000, 0);
     assert_eq!(state.gpr[3], 0x400);
     assert_eq!(m.stacked(0, 8), CODE);
+}
+
+#[test]
+fn icebp_and_int3_push_the_address_behind_them() {
+    let mut m = machine();
+    m.gate(3, CODE64, HANDLER, 0x8e, 0);
+    m.asm(64, HANDLER, |a| {
+        a.mov(r9, qword_ptr(rsp))?;
+        a.hlt()
+    });
+    m.asm(64, CODE, |a| a.db(&[0xf1]));
+    m.until_halt();
+    assert_eq!(m.vp.state().gpr[9], CODE + 1);
+    assert_eq!(m.vp.state().dr6 & 0xe00f, 0);
+    m.asm(64, CODE, |a| a.int3());
+    m.state(|s| s.rip = CODE);
+    m.until_halt();
+    assert_eq!(m.vp.state().gpr[9], CODE + 1);
+}
+
+#[test]
+fn port_breakpoints_need_debugging_extensions() {
+    for (extensions, hits) in [(0, 0), (crate::state::cr::CR4_DE, 1)] {
+        let mut m = machine();
+        m.asm(64, HANDLER, |a| {
+            a.inc(r8)?;
+            a.iretq()
+        });
+        m.asm(64, CODE, |a| {
+            a.out(0x81, al)?;
+            a.nop()?;
+            a.hlt()
+        });
+        m.state(|s| {
+            s.cr4 |= extensions;
+            s.dr[3] = 0x80;
+            // Breakpoint 3: I/O, two bytes.
+            s.dr7 = 0x400 | 1 << 6 | 0x6 << 28;
+        });
+        assert_eq!(
+            m.run(),
+            crate::fault::Exit::IoWrite {
+                port: 0x81,
+                size: 1,
+                value: 0
+            }
+        );
+        m.vp.complete(crate::fault::Completion::Done);
+        m.until_halt();
+        assert_eq!(m.vp.state().gpr[8], hits);
+    }
 }

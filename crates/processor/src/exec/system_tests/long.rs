@@ -16,7 +16,7 @@ fn frames_are_aligned_and_hold_five_items_and_an_error_code() {
         a.mov(rbx, qword_ptr(rax))
     });
     m.state(|s| s.gpr[reg::RSP] = STACK - 3);
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.vp.state().gpr[reg::RSP], STACK - 16 - 48);
     assert_eq!(m.stacked(0, 8), 0);
     assert_eq!(m.stacked(1, 8), CODE + 10);
@@ -34,7 +34,7 @@ fn page_faults_from_user_code_tell_address_and_cause() {
     m.asm(64, HANDLER, |a| a.hlt());
     m.enter_user();
     m.asm(64, USER, |a| a.mov(byte_ptr(0x20_0123u64), 1));
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.stacked(0, 8), 6);
     assert_eq!(m.vp.state().cr2, 0x20_0123);
     assert_eq!(m.stacked(1, 8), USER);
@@ -60,7 +60,7 @@ fn interrupt_stacks_come_from_the_tss() {
     m.vp.inject(Event::Nmi);
     assert!(m.vp.step().is_none());
     assert!(!m.vp.can_nmi());
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.vp.state().gpr[0], 0x5800 - 40);
     assert_eq!(m.vp.state().gpr[reg::RSP], STACK);
     assert!(m.vp.can_nmi());
@@ -77,7 +77,7 @@ fn a_stack_that_is_not_there_makes_a_double_fault() {
         a.mov(rsp, 0x40_0100u64)?;
         a.push(rax)
     });
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.stacked(0, 8), 0);
     assert_eq!(m.stacked(1, 8), CODE + 10);
     assert_eq!(m.stacked(4, 8), 0x40_0100);
@@ -112,7 +112,7 @@ fn system_calls_enter_and_leave_the_kernel() {
         a.syscall()?;
         a.int3()
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!(state.gpr[3], USER + 2);
     assert_ne!(state.gpr[12] & rflags::IF, 0);
@@ -139,7 +139,7 @@ fn iretq_to_user_and_non_canonical_targets() {
     });
     // HLT is privileged: #GP from level 3 shows that we arrived.
     m.asm(64, USER, |a| a.hlt());
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.stacked(1, 8), USER);
     assert_eq!(m.stacked(2, 8), u64::from(USER_CODE64));
     assert_eq!(m.stacked(4, 8), USER_STACK);
@@ -171,13 +171,13 @@ fn sidt_is_privileged_under_umip_and_stores_ten_bytes() {
         a.sidt(ptr(0x5000u64))?;
         a.hlt()
     });
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.read(0x5000, 2), 0xfff);
     assert_eq!(m.read(0x5002, 8), IDT);
     m.enter_user();
     m.state(|s| s.cr4 |= cr::CR4_UMIP);
     m.asm(64, USER, |a| a.sidt(ptr(0x5000u64)));
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.stacked(1, 8), USER);
 }
 
@@ -211,5 +211,86 @@ fn cpuid_and_hypercalls_are_answered_from_outside() {
     m.vp.complete(Completion::Done);
     assert_eq!(m.run(), Exit::Hypercall);
     m.vp.complete(Completion::Done);
-    m.to_halt();
+    m.until_halt();
+}
+
+#[test]
+fn compatibility_code_enters_and_leaves_by_interrupts() {
+    let mut m = Machine::long();
+    m.gate(0x80, CODE64, HANDLER, 0xee, 0);
+    m.gate(3, CODE64, 0xb000, 0xee, 0);
+    m.asm(64, 0xb000, |a| a.hlt());
+    m.asm(64, HANDLER, |a| {
+        a.mov(rbx, qword_ptr(rsp + 8))?;
+        a.iretq()
+    });
+    m.enter_user();
+    m.state(|s| {
+        s.seg[seg::CS].selector = USER_CODE32;
+        s.seg[seg::CS].attributes = 0xc0fb;
+    });
+    m.asm(32, USER, |a| {
+        a.int(0x80)?;
+        a.push(0x55)?;
+        a.int3()
+    });
+    m.until_halt();
+    assert_eq!(m.vp.state().gpr[3], u64::from(USER_CODE32));
+    assert_eq!(m.stacked(1, 8), u64::from(USER_CODE32));
+    assert_eq!(m.stacked(3, 8), USER_STACK - 4);
+    assert_eq!(m.read(USER_STACK - 4, 4), 0x55);
+}
+
+#[test]
+fn a_masked_trap_flag_does_not_step_into_the_kernel() {
+    let mut m = Machine::long();
+    m.gate(1, CODE64, 0xb000, 0x8e, 0);
+    m.asm(64, 0xb000, |a| {
+        a.inc(r8)?;
+        a.hlt()
+    });
+    m.asm(64, HANDLER, |a| {
+        a.nop()?;
+        a.sysretq()
+    });
+    m.enter_user();
+    m.state(|s| {
+        s.msr.star = 0x0030u64 << 48 | 0x0038u64 << 32;
+        s.msr.lstar = HANDLER;
+        s.msr.sfmask = rflags::TF;
+        s.system_flags |= rflags::TF;
+    });
+    m.asm(64, USER, |a| {
+        a.syscall()?;
+        a.nop()
+    });
+    m.until_halt();
+    // The trap comes behind the first instruction after SYSRET.
+    assert_eq!(m.vp.state().gpr[8], 1);
+    assert_eq!(m.stacked(0, 8), USER + 3);
+    assert_eq!(m.stacked(1, 8), u64::from(USER_CODE64));
+}
+
+#[test]
+fn supervisor_access_prevention_follows_ac() {
+    let mut m = Machine::long();
+    m.gate(14, CODE64, HANDLER, 0x8e, 0);
+    m.asm(64, HANDLER, |a| a.hlt());
+    // All pages are user pages: take that from all but the one at 0x5000.
+    for page in (0..64).filter(|&page| page != 5) {
+        m.write64(0x13000 + page * 8, page << 12 | 3);
+    }
+    m.write32(0x5000, 77);
+    m.asm(64, CODE, |a| {
+        a.stac()?;
+        a.mov(ecx, dword_ptr(0x5000u64))?;
+        a.clac()?;
+        a.mov(ebx, dword_ptr(0x5000u64))
+    });
+    m.state(|s| s.cr4 |= cr::CR4_SMAP | cr::CR4_SMEP);
+    m.until_halt();
+    assert_eq!(m.vp.state().gpr[1], 77);
+    assert_eq!(m.vp.state().cr2, 0x5000);
+    assert_eq!(m.stacked(0, 8), 1);
+    assert_eq!(m.stacked(1, 8), CODE + 13);
 }

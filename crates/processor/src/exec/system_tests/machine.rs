@@ -28,6 +28,7 @@ pub(super) const USER_CODE64: u16 = 0x43;
 
 #[derive(Clone)]
 #[repr(align(4096))]
+#[expect(dead_code, reason = "read and written through pointers")]
 struct Page([u8; 4096]);
 
 struct Space(*mut Page);
@@ -236,7 +237,7 @@ impl Machine {
     }
 
     /// Runs to HLT, and takes it off.
-    pub(super) fn to_halt(&mut self) {
+    pub(super) fn until_halt(&mut self) {
         assert_eq!(self.run(), Exit::Halt);
         self.vp.complete(crate::fault::Completion::Done);
     }

@@ -4,5 +4,6 @@ mod debug;
 mod long;
 mod machine;
 mod protected;
+mod random;
 mod registers;
 mod virtual86;

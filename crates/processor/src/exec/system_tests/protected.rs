@@ -20,7 +20,7 @@ fn real_mode_interrupts_push_and_restore() {
         a.mov(ax, 0x1234)?;
         a.iret()
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!(state.gpr[0] & 0xffff, 0x1234);
     assert_eq!(state.gpr[3] & rflags::IF, 0);
@@ -70,7 +70,7 @@ fn from_real_mode_to_64_bit_code() {
         a.mov(rax, 0x1122_3344_5566_7788u64)?;
         a.hlt()
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!(state.gpr[0], 0x1122_3344_5566_7788);
     assert!(state.code64());
@@ -89,7 +89,7 @@ fn exceptions_from_user_code_switch_stacks_and_push_error_codes() {
     });
     // Beyond the GDT.
     m.state(|s| s.gdtr.limit = 0x4f);
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.stacked(0, 4), 0x70);
     assert_eq!(m.stacked(1, 4), USER + 5);
     assert_eq!(m.stacked(2, 4), u64::from(USER_CODE32));
@@ -111,7 +111,7 @@ fn software_interrupts_need_the_gates_dpl() {
     m.asm(32, HANDLER, |a| a.hlt());
     m.enter_user();
     m.asm(32, USER, |a| a.int(0x80));
-    m.to_halt();
+    m.until_halt();
     // The IDT entry, not external, and RIP at the instruction.
     assert_eq!(m.stacked(0, 4), 0x80 << 3 | 2);
     assert_eq!(m.stacked(1, 4), USER);
@@ -139,7 +139,7 @@ fn call_gates_copy_parameters_and_return_drops_them() {
         a.mov(ecx, dword_ptr(esp + 16))?;
         a.retf_1(8)
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!((state.gpr[0], state.gpr[3]), (0x2222, 0x1111));
     assert_eq!(state.gpr[1], USER_STACK - 8);
@@ -168,7 +168,7 @@ fn outer_returns_drop_privileged_data_segments() {
         a.mov(bx, fs)?;
         a.int3()
     });
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.vp.state().gpr[0] & 0xffff, 0);
     assert_eq!(m.vp.state().gpr[3] & 0xffff, u64::from(USER_DATA32));
     assert!(m.vp.state().seg[seg::DS].unusable());
@@ -208,7 +208,7 @@ fn tasks_switch_by_call_and_return_by_iret() {
         a.mov(dword_ptr(0x5004), edx)?;
         a.iretd()
     });
-    m.to_halt();
+    m.until_halt();
     // In the new task: NT, its own TR; its registers were kept apart.
     assert_ne!(m.read(0x5000, 4) & rflags::NT, 0);
     assert_eq!(m.read(0x5004, 4), 0x48);
@@ -236,7 +236,7 @@ fn double_faults_can_go_through_a_task_gate() {
         a.xor(eax, eax)?;
         a.div(eax)
     });
-    m.to_halt();
+    m.until_halt();
     // The error code 0 is on the new task's stack; the old EIP in its TSS.
     assert_eq!(m.vp.state().gpr[4], 0x57fc);
     assert_eq!(m.stacked(0, 4), 0);
@@ -270,7 +270,7 @@ fn selector_questions_are_answered_by_privilege() {
         a.setz(dh)?;
         a.int3()
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!(state.gpr[0], 0x00cf_f300);
     assert_eq!(state.gpr[3], 0xffff_ffff);
@@ -299,7 +299,7 @@ fn port_access_follows_the_bitmap() {
         }
     );
     m.vp.complete(crate::fault::Completion::Value(0x7f));
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.vp.state().gpr[0] & 0xff, 0x7f);
     assert_eq!(m.stacked(0, 4), 0);
     assert_eq!(m.stacked(1, 4), USER + 2);
@@ -330,7 +330,132 @@ fn repeated_output_commits_each_element() {
         assert_eq!(m.vp.state().gpr[1], 3 - i as u64);
         m.vp.complete(crate::fault::Completion::Done);
     }
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.vp.state().gpr[6], 0x5003);
     assert_eq!(m.vp.state().system_flags & rflags::RF, 0);
+}
+
+#[test]
+fn a_new_tasks_bad_stack_is_the_new_tasks_fault() {
+    let mut m = Machine::protected();
+    second_task(&mut m, HANDLER);
+    // SS of the new task: a null selector.
+    m.write32(0x3800 + 0x50, 0);
+    m.gate(10, CODE32, 0xb000, 0x8e, 0);
+    m.asm(32, 0xb000, |a| a.hlt());
+    m.asm(32, CODE, |a| a.db(&[0xea, 0, 0, 0, 0, 0x48, 0]));
+    // No stack to push the frame on: #TS cannot be delivered either.
+    assert_eq!(m.run(), crate::fault::Exit::TripleFault);
+    assert_eq!(m.vp.state().rip, HANDLER);
+    assert_eq!(m.vp.state().seg[seg::TR].selector, 0x48);
+    // A jump leaves the old task available.
+    assert_eq!(m.read(GDT + u64::from(TASK) + 5, 1), 0x89);
+}
+
+#[test]
+fn sixteen_bit_gates_push_words() {
+    let mut m = Machine::protected();
+    m.gate(6, CODE32, HANDLER, 0x86, 0);
+    m.asm(32, HANDLER, |a| a.hlt());
+    m.asm(32, CODE, |a| a.ud2());
+    m.until_halt();
+    assert_eq!(m.vp.state().gpr[4], STACK - 6);
+    assert_eq!(m.stacked(0, 2), CODE);
+    assert_eq!(m.stacked(1, 2), u64::from(CODE32));
+}
+
+#[test]
+fn a_fault_on_the_new_stack_leaves_the_interrupted_program_as_it_was() {
+    let mut m = Machine::protected();
+    m.gate(6, CODE32, HANDLER, 0x8e, 0);
+    m.gate(8, CODE32, HANDLER, 0x8e, 0);
+    m.gate(12, CODE32, 0xb000, 0x8e, 0);
+    m.enter_user();
+    // SS0 names a read-only segment, so #TS; that has no gate: #GP; ... #DF,
+    // whose own stack switch fails as well.
+    m.write16(TSS + 8, CODE32);
+    m.asm(32, USER, |a| a.ud2());
+    assert_eq!(m.run(), crate::fault::Exit::TripleFault);
+    let state = m.vp.state();
+    assert_eq!((state.cpl, state.rip, state.gpr[4]), (3, USER, USER_STACK));
+    assert_eq!(state.seg[seg::SS].selector, USER_DATA32);
+}
+
+#[test]
+fn far_pointers_load_segments_and_stack_loads_shadow() {
+    let mut m = Machine::protected();
+    m.write32(0x5000, 0x1234);
+    m.write16(0x5004, DATA32);
+    m.asm(32, CODE, |a| {
+        a.les(ebx, ptr(0x5000))?;
+        a.push(i32::from(DATA32))?;
+        a.pop(ss)?;
+        a.nop()?;
+        a.hlt()
+    });
+    for _ in 0..2 {
+        assert!(m.vp.step().is_none());
+    }
+    assert!(m.vp.can_nmi());
+    assert!(m.vp.step().is_none());
+    assert!(!m.vp.can_nmi());
+    assert!(m.vp.step().is_none());
+    assert!(m.vp.can_nmi());
+    let state = m.vp.state();
+    assert_eq!(
+        (state.gpr[3], state.seg[seg::ES].selector),
+        (0x1234, DATA32)
+    );
+    assert_eq!(state.gpr[4], STACK);
+}
+
+#[test]
+fn local_descriptor_tables() {
+    let mut m = Machine::protected();
+    m.gate(13, CODE32, HANDLER, 0x8e, 0);
+    m.asm(32, HANDLER, |a| a.hlt());
+    // LDT at 0x4000 with one entry; selector 0x50 in the GDT.
+    m.write64(GDT + 0x50, 0x0000_8200_4000_0007);
+    m.write64(0x4000, 0x0040_9200_5000_00ff);
+    m.asm(32, CODE, |a| {
+        a.mov(eax, 0x50)?;
+        a.lldt(ax)?;
+        a.mov(eax, 0x04)?;
+        a.mov(gs, eax)?;
+        a.mov(eax, 0x0c)?;
+        a.mov(fs, eax)
+    });
+    m.until_halt();
+    let loaded = &m.vp.state().seg[seg::GS];
+    assert_eq!((loaded.base, loaded.limit), (0x5000, 0xff));
+    // The accessed bit was set; the second entry lies beyond the limit.
+    assert_eq!(m.read(0x4005, 1), 0x93);
+    assert_eq!(m.stacked(0, 4), 0x0c);
+}
+
+#[test]
+fn repeated_input_checks_memory_before_the_port_is_read() {
+    let mut m = Machine::protected();
+    m.gate(13, CODE32, HANDLER, 0x8e, 0);
+    m.asm(32, HANDLER, |a| a.hlt());
+    m.state(|s| s.seg[seg::ES].limit = 0x5000);
+    m.asm(32, CODE, |a| {
+        a.mov(edi, 0x5000)?;
+        a.mov(ecx, 2)?;
+        a.mov(edx, 0x60)?;
+        a.rep().insb()
+    });
+    assert_eq!(
+        m.run(),
+        crate::fault::Exit::IoRead {
+            port: 0x60,
+            size: 1
+        }
+    );
+    m.vp.complete(crate::fault::Completion::Value(0x42));
+    // The second element faults with the first one done.
+    m.until_halt();
+    assert_eq!(m.read(0x5000, 1), 0x42);
+    assert_eq!((m.vp.state().gpr[1], m.vp.state().gpr[7]), (1, 0x5001));
+    assert_eq!(m.stacked(1, 4), CODE + 15);
 }

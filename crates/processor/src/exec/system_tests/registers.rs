@@ -17,7 +17,7 @@ fn faults(
         s.rip = CODE;
         s.gpr[reg::RSP] = STACK;
     });
-    m.to_halt();
+    m.until_halt();
     m.vp.state().rip == HANDLER + 1
 }
 
@@ -105,6 +105,10 @@ fn model_specific_registers_check_what_they_take() {
     assert!(msr_write(&mut m, 0xc000_0080, efer | 1 << 1));
     assert!(!msr_write(&mut m, 0xc000_0080, efer & !cr::EFER_SCE));
     assert_ne!(m.vp.state().efer & cr::EFER_LMA, 0);
+    // Automatic IBRS is AMD's.
+    let wanted = m.vp.state().efer | 1 << 21;
+    let automatic = msr_write(&mut m, 0xc000_0080, wanted);
+    assert_eq!(automatic, !m.vp.config.features.is_amd());
     assert!(msr_write(&mut m, 0xc000_0082, 0x8000_0000_0000));
     assert!(!msr_write(&mut m, 0xc000_0082, 0xffff_8000_0000_0000));
     assert!(msr_write(&mut m, 0x277, 0x02));
@@ -157,6 +161,6 @@ fn foreign_registers_are_asked_for_outside() {
         vector: 13,
         error: 0,
     });
-    m.to_halt();
+    m.until_halt();
     assert_eq!(m.vp.state().rip, HANDLER + 1);
 }

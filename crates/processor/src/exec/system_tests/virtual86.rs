@@ -29,7 +29,7 @@ fn interrupts_fault_without_iopl_and_the_frame_holds_all_segments() {
         a.mov(ax, ds)?;
         a.int(0x21)
     });
-    m.to_halt();
+    m.until_halt();
     let state = m.vp.state();
     assert_eq!(state.gpr[0] & 0xffff, 0x2222);
     assert!(!state.v86());
@@ -64,7 +64,7 @@ fn with_vme_interrupts_go_to_the_programs_own_table() {
         a.pop(cx)?;
         a.hlt()
     });
-    m.to_halt();
+    m.until_halt();
     // HLT is privileged.
     assert_eq!(m.stacked(1, 4), USER + 5);
     let state = m.vp.state();

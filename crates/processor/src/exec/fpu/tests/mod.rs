@@ -8,6 +8,7 @@
 //! environments, which have tests of their own.
 
 mod differential;
+mod environments;
 mod machine;
 mod native;
 mod random;

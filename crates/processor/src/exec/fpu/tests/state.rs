@@ -2,7 +2,7 @@
 
 use super::machine::{DATA, decode, execute, machine, peek, poke, protected32, run};
 use super::random::Random;
-use crate::fault::vector;
+use crate::fault::{Exit, StopReason, vector};
 use crate::state::{Fpu, cr, reg};
 use crate::vp::Vp;
 
@@ -51,7 +51,8 @@ fn fails(vp: &mut Vp, bytes: &[u8], expected: u8) {
 
 #[test]
 fn control_bits_make_it_unavailable() {
-    let cases: [(u64, u64, [(&[u8], u8); 4]); 3] = [
+    type Expected<'a> = [(&'a [u8], u8); 4];
+    let cases: [(u64, u64, Expected); 3] = [
         (
             cr::CR0_TS,
             0,
@@ -437,5 +438,39 @@ fn later_extensions_are_undefined() {
     ] {
         at(&mut vp, DATA);
         fails(&mut vp, bytes, vector::UD);
+    }
+}
+
+#[test]
+fn nonsense_from_outside_reaches_no_host_exception() {
+    let mut vp = machine();
+    vp.update_state(|state| {
+        state.fpu.fxsave = [0xff; 512];
+        // All exceptions raised and unmasked, but ES clear.
+        state.fpu.fxsave[0..4].copy_from_slice(&[0, 0, 0x3f, 0]);
+    });
+    ok(&mut vp, &FLD1);
+    assert!(vp.state.fpu.pending());
+    ok(&mut vp, &ADDPS);
+    assert_eq!(vp.state.fpu.mxcsr(), 0xffff);
+}
+
+#[test]
+fn device_memory_is_asked_for() {
+    let mut vp = machine();
+    at(&mut vp, 0x10_0000);
+    // MOVUPS XMM1, [RBX] and FLD QWORD [RBX]
+    for bytes in [&[0x0f, 0x10, 0x0b][..], &[0xdd, 0x03]] {
+        let before = vp.state.fpu.fxsave;
+        let op = decode(&vp, bytes);
+        assert!((op.run)(&mut vp, &op).is_err());
+        assert_eq!(
+            vp.stop,
+            StopReason::Exit(Exit::MmioRead {
+                gpa: 0x10_0000,
+                size: 8
+            })
+        );
+        assert_eq!(vp.state.fpu.fxsave, before);
     }
 }

@@ -51,7 +51,7 @@ fn exceptions_equal_the_host() {
     let (mut raised, mut quiet) = (0, 0);
     for code in codes() {
         let mut random = Random::new(0xfe ^ code as u64);
-        for _ in 0..10 {
+        for _ in 0..20 {
             let Some(instruction) = instruction(code, &mut random) else {
                 continue;
             };
@@ -61,7 +61,7 @@ fn exceptions_equal_the_host() {
             let bytes = encode(&instruction);
             let op = machine::decode(&bench.vp, &bytes);
             bench.runner.prepare(&bytes);
-            for _ in 0..30 {
+            for _ in 0..100 {
                 bench.fill(&mut random, false, false, true);
                 RESUME.store(bench.runner.after, Ordering::SeqCst);
                 CAUGHT.store(0, Ordering::SeqCst);
@@ -79,13 +79,9 @@ fn exceptions_equal_the_host() {
                 }
                 let fault = outcome.expect_err("the host raised an exception");
                 assert_eq!(fault.vector, vector::XM, "{instruction}");
-                let out_of_range = caught & !(before.mxcsr() >> 7) & 0x18 != 0;
-                // See `unmasked` in `vector`.
-                let unsure = match code.mnemonic() {
-                    Mnemonic::Dpps | Mnemonic::Dppd => 0x3f,
-                    _ if out_of_range => 0x20,
-                    _ => 0,
-                };
+                // The dot products round more than once: see `unmasked` in `vector`.
+                let dot = matches!(code.mnemonic(), Mnemonic::Dpps | Mnemonic::Dppd);
+                let unsure = if dot { 0x3f } else { 0 };
                 let (ours, host) = (state.fpu.mxcsr() | unsure, caught & 0xffff | unsure);
                 assert_eq!(ours, host, "{instruction}: {ours:#x}, host {host:#x}");
                 assert_eq!(state.fpu.fxsave[..24], before.fxsave[..24], "{instruction}");
