@@ -281,13 +281,18 @@ impl Hypervisor {
         }
     }
 
-    /// HV_X64_MSR_HYPERCALL. False when it is locked; without a guest OS id
-    /// the page stays disabled.
+    /// HV_X64_MSR_HYPERCALL. False when it is locked, or when it names a page
+    /// beyond the guest's address width (TLFS 3.13: #GP); without a guest OS
+    /// id the page stays disabled.
     pub(crate) fn set_hypercall_msr(&self, partition: &Partition, value: u64) -> bool {
         let (value, page) = {
             let mut guest = partition.guest.lock();
             if guest.hypercall & HV_HYPERCALL_MSR_LOCKED != 0 {
                 return guest.hypercall == value;
+            }
+            let width = u32::from(self.config.physical_address_bits);
+            if value & HV_PAGE_MSR_ENABLE != 0 && value >> width != 0 {
+                return false;
             }
             let value = if guest.os_id == 0 {
                 value & !HV_PAGE_MSR_ENABLE
@@ -300,6 +305,12 @@ impl Hypervisor {
         let kind = OverlayKind::Hypercall;
         self.place_overlay(partition, kind, value, page, HvMapGpaFlags::READ_EXECUTE);
         true
+    }
+
+    /// Whether the hypercall page is seen at a guest page number.
+    pub(crate) fn is_hypercall_page(&self, partition: &Partition, gpa_page: u64) -> bool {
+        let msr = partition.guest.lock().hypercall;
+        msr & HV_PAGE_MSR_ENABLE != 0 && msr >> HV_PAGE_SHIFT == gpa_page
     }
 
     /// HV_X64_MSR_REFERENCE_TSC.

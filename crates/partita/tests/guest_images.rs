@@ -18,9 +18,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 fn assert_passed(image: &str, outcome: &Outcome) {
     let summary = outcome.summary();
     let good = outcome.status.and_then(|status| status.code()) == Some(PASSED)
-        && summary.as_ref().is_some_and(|counts| {
-            counts.passed > 0 && counts.failed == 0 && counts.skipped == 0
-        });
+        && summary
+            .as_ref()
+            .is_some_and(|counts| counts.passed > 0 && counts.failed == 0 && counts.skipped == 0);
     let telling: Vec<&str> = outcome
         .log
         .lines()
@@ -44,7 +44,10 @@ fn endures(image: &str, processors: u32) {
     let long = std::env::var_os("PARTITA_LONG").is_some_and(|value| value == "1");
     let seconds = if long { 60 } else { 5 };
     let limit = LIMIT + Duration::from_secs(3 * seconds);
-    assert_passed(image, &run(image, &format!("seconds={seconds}"), processors, limit));
+    assert_passed(
+        image,
+        &run(image, &format!("seconds={seconds}"), processors, limit),
+    );
 }
 
 #[test]
@@ -106,6 +109,9 @@ fn self_modifying_code_stress() {
 fn instruction_rate() {
     let outcome = run("speed", "milliseconds=300", 1, LIMIT);
     assert_passed("speed", &outcome);
-    let rates = outcome.log.lines().filter(|line| line.starts_with("SPEED: "));
+    let rates = outcome
+        .log
+        .lines()
+        .filter(|line| line.starts_with("SPEED: "));
     rates.for_each(|line| println!("{line}"));
 }

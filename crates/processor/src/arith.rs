@@ -97,10 +97,34 @@ macro_rules! concat_op {
 macro_rules! locked_op {
     (true, $op:literal, $at:ident, $b:ident, $size:ident, $flags:ident) => {
         match $size {
-            1 => locked_binary!(concat_op!("lock ", $op, " byte ptr [{at}], {b}"), reg_byte, $at, $b as u8, $flags),
-            2 => locked_binary!(concat_op!("lock ", $op, " word ptr [{at}], {b:x}"), reg, $at, $b as u16, $flags),
-            4 => locked_binary!(concat_op!("lock ", $op, " dword ptr [{at}], {b:e}"), reg, $at, $b as u32, $flags),
-            _ => locked_binary!(concat_op!("lock ", $op, " qword ptr [{at}], {b}"), reg, $at, $b, $flags),
+            1 => locked_binary!(
+                concat_op!("lock ", $op, " byte ptr [{at}], {b}"),
+                reg_byte,
+                $at,
+                $b as u8,
+                $flags
+            ),
+            2 => locked_binary!(
+                concat_op!("lock ", $op, " word ptr [{at}], {b:x}"),
+                reg,
+                $at,
+                $b as u16,
+                $flags
+            ),
+            4 => locked_binary!(
+                concat_op!("lock ", $op, " dword ptr [{at}], {b:e}"),
+                reg,
+                $at,
+                $b as u32,
+                $flags
+            ),
+            _ => locked_binary!(
+                concat_op!("lock ", $op, " qword ptr [{at}], {b}"),
+                reg,
+                $at,
+                $b,
+                $flags
+            ),
         }
     };
     (false, $op:literal, $at:ident, $b:ident, $size:ident, $flags:ident) => {
@@ -360,10 +384,18 @@ pub(crate) fn crc32(crc: u32, value: u64, size: u64) -> u32 {
     // SAFETY: registers only; CPUID offers CRC32 only where the host has it.
     unsafe {
         match size {
-            1 => asm!("crc32 {0:e}, {1}", inout(reg) wide, in(reg_byte) value as u8, options(pure, nomem, nostack)),
-            2 => asm!("crc32 {0:e}, {1:x}", inout(reg) wide, in(reg) value, options(pure, nomem, nostack)),
-            4 => asm!("crc32 {0:e}, {1:e}", inout(reg) wide, in(reg) value, options(pure, nomem, nostack)),
-            _ => asm!("crc32 {0}, {1}", inout(reg) wide, in(reg) value, options(pure, nomem, nostack)),
+            1 => {
+                asm!("crc32 {0:e}, {1}", inout(reg) wide, in(reg_byte) value as u8, options(pure, nomem, nostack))
+            }
+            2 => {
+                asm!("crc32 {0:e}, {1:x}", inout(reg) wide, in(reg) value, options(pure, nomem, nostack))
+            }
+            4 => {
+                asm!("crc32 {0:e}, {1:e}", inout(reg) wide, in(reg) value, options(pure, nomem, nostack))
+            }
+            _ => {
+                asm!("crc32 {0}, {1}", inout(reg) wide, in(reg) value, options(pure, nomem, nostack))
+            }
         }
     }
     wide as u32
@@ -449,7 +481,11 @@ pub(crate) fn cmpxchg(at: *mut u8, expected: u64, new: u64, size: u64) -> u64 {
         }
     }
     let bits = 8 * size;
-    if bits >= 64 { seen } else { seen & ((1 << bits) - 1) }
+    if bits >= 64 {
+        seen
+    } else {
+        seen & ((1 << bits) - 1)
+    }
 }
 
 /// Atomic 16-byte compare-and-exchange on guest memory: what was there, and

@@ -95,7 +95,12 @@ impl std::hash::Hasher for KeyHasher {
 
 impl Blocks {
     pub(crate) fn new() -> Self {
-        let empty = QuickEntry { rip: 0, generation: 0, mode: 0, block: None };
+        let empty = QuickEntry {
+            rip: 0,
+            generation: 0,
+            mode: 0,
+            block: None,
+        };
         Self {
             map: HashMap::with_hasher(BuildKeyHasher),
             quick: vec![empty; QUICK].into_boxed_slice(),
@@ -147,7 +152,9 @@ impl Vp {
     #[inline]
     fn is_current(&self, block: &Block) -> bool {
         self.mmu.code.word(block.page.0) == block.page.1
-            && block.second.is_none_or(|(page, word)| self.mmu.code.word(page) == word)
+            && block
+                .second
+                .is_none_or(|(page, word)| self.mmu.code.word(page) == word)
     }
 
     fn within_limit(&self, block: &Block) -> bool {
@@ -168,11 +175,23 @@ impl Vp {
             return None;
         }
         let (host, page) = self.fetch_page(linear)?;
-        let key = Key { page, offset: (linear & PAGE_MASK) as u16, mode: mode & 7 };
-        let mut block = self.blocks.map.get(&key).filter(|block| self.is_current(block)).cloned();
+        let key = Key {
+            page,
+            offset: (linear & PAGE_MASK) as u16,
+            mode: mode & 7,
+        };
+        let mut block = self
+            .blocks
+            .map
+            .get(&key)
+            .filter(|block| self.is_current(block))
+            .cloned();
         // A second page may be mapped elsewhere by now: do not trust the cache
         // for blocks that cross.
-        if block.as_ref().is_none_or(|block| block.second.is_some() || !self.fits(block, mode)) {
+        if block
+            .as_ref()
+            .is_none_or(|block| block.second.is_some() || !self.fits(block, mode))
+        {
             block = Some(self.decode_block(linear, host, page, mode)?);
             if self.blocks.map.len() >= MAX_BLOCKS {
                 self.blocks.map.clear();
@@ -184,7 +203,12 @@ impl Vp {
         let block = block?;
         let generation = self.mmu.generation;
         let entry = &mut self.blocks.quick[Blocks::quick_index(rip)];
-        *entry = QuickEntry { rip, generation, mode, block: Some(block.clone()) };
+        *entry = QuickEntry {
+            rip,
+            generation,
+            mode,
+            block: Some(block.clone()),
+        };
         Some(block)
     }
 
@@ -197,8 +221,15 @@ impl Vp {
         if let Some(found) = self.mmu.lookup_execute(linear, user) {
             return Some(found);
         }
-        let rights = if user { Rights::User } else { Rights::SupervisorAc };
-        match self.mmu.resolve(&self.state, linear, Access::Execute, rights) {
+        let rights = if user {
+            Rights::User
+        } else {
+            Rights::SupervisorAc
+        };
+        match self
+            .mmu
+            .resolve(&self.state, linear, Access::Execute, rights)
+        {
             Ok(Target::Ram(host, page)) => Some((host, page)),
             Ok(Target::Mmio(_)) => {
                 // No memory to run from. Real machines would read all ones
@@ -238,7 +269,12 @@ impl Vp {
         let ops = decoder.block(&window[..have]);
         if !ops.is_empty() {
             let bytes = ops.last().map_or(0, |op| op.end() as u32);
-            return Some(Rc::new(Block { ops, page: (page, word), second: None, bytes }));
+            return Some(Rc::new(Block {
+                ops,
+                page: (page, word),
+                second: None,
+                bytes,
+            }));
         }
         // The first instruction does not fit in what there is.
         if limited {
@@ -279,6 +315,11 @@ impl Vp {
         };
         let bytes = op.end() as u32;
         let ops = Box::new([op]);
-        Some(Rc::new(Block { ops, page, second: Some((second, word)), bytes }))
+        Some(Rc::new(Block {
+            ops,
+            page,
+            second: Some((second, word)),
+            bytes,
+        }))
     }
 }

@@ -45,10 +45,13 @@ mod leaf7_ebx {
     pub(super) const SMEP: u32 = 1 << 7;
     pub(super) const ERMS: u32 = 1 << 9;
     pub(super) const INVPCID: u32 = 1 << 10;
+    /// FCS and FDS are saved as 0.
+    pub(super) const ZERO_FCS_FDS: u32 = 1 << 13;
     pub(super) const RDSEED: u32 = 1 << 18;
     pub(super) const SMAP: u32 = 1 << 20;
     pub(super) const CLFLUSHOPT: u32 = 1 << 23;
-    pub(super) const BASE: u32 = FSGSBASE | TSC_ADJUST | SMEP | ERMS | INVPCID | SMAP;
+    pub(super) const BASE: u32 =
+        FSGSBASE | TSC_ADJUST | SMEP | ERMS | INVPCID | ZERO_FCS_FDS | SMAP;
     pub(super) const HOST: u32 = RDSEED | CLFLUSHOPT;
 }
 

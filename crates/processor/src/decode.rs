@@ -56,7 +56,12 @@ impl Decoder {
             1 => 32,
             _ => 64,
         };
-        Self { mode: Mode { bits, real: key & 4 != 0 } }
+        Self {
+            mode: Mode {
+                bits,
+                real: key & 4 != 0,
+            },
+        }
     }
 
     /// Decodes instructions up to the first that ends a block or does not fit.
@@ -107,11 +112,17 @@ impl Decoder {
         if instruction.code() != Code::Pause || self.mode.bits != 64 || length < 3 {
             return;
         }
-        let Some([rex, _]) = bytes.get(length - 2..length) else { return };
+        let Some([rex, _]) = bytes.get(length - 2..length) else {
+            return;
+        };
         if rex & 0xf1 != 0x41 {
             return;
         }
-        let bytes: Vec<u8> = bytes[..length].iter().copied().filter(|&b| b != 0xf3).collect();
+        let bytes: Vec<u8> = bytes[..length]
+            .iter()
+            .copied()
+            .filter(|&b| b != 0xf3)
+            .collect();
         let exchange = self.iced(&bytes).decode();
         if exchange.mnemonic() == Mnemonic::Xchg {
             *instruction = exchange;
@@ -130,15 +141,23 @@ impl Decoder {
             return (available - at >= MAX_LENGTH).then(|| fixed_op(exec::too_long, at, 15));
         }
         if instruction.is_invalid() {
+            // iced gives up at the sixteenth byte: that one is too long.
             let length = instruction.len().clamp(1, MAX_LENGTH);
-            return Some(fixed_op(exec::undefined, at, length));
+            let run = if length == MAX_LENGTH {
+                exec::too_long
+            } else {
+                exec::undefined
+            };
+            return Some(fixed_op(run, at, length));
         }
         if instruction.len() > MAX_LENGTH {
             return Some(fixed_op(exec::too_long, at, MAX_LENGTH));
         }
         let mut op = operands(instruction, self.mode, at);
-        let selected = exec::select(instruction, &mut op, self.mode)
-            .unwrap_or(Selected { run: exec::undefined, ends: true });
+        let selected = exec::select(instruction, &mut op, self.mode).unwrap_or(Selected {
+            run: exec::undefined,
+            ends: true,
+        });
         op.run = selected.run;
         if selected.ends {
             op.prefix |= prefix::LAST;
@@ -349,8 +368,11 @@ fn address_size(instruction: &Instruction, mode: Mode) -> u8 {
             OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => return 8,
             OpKind::Memory => {
                 let base = instruction.memory_base();
-                let register =
-                    if base != Register::None { base } else { instruction.memory_index() };
+                let register = if base != Register::None {
+                    base
+                } else {
+                    instruction.memory_index()
+                };
                 return match register {
                     // iced calls a sign-extended one of 64-bit mode 8 bytes.
                     Register::None => match instruction.memory_displ_size() {

@@ -69,13 +69,25 @@ pub struct Fault {
 impl Fault {
     /// A fault with an error code (0 where there is none).
     pub const fn new(vector: u8, error: u32) -> Self {
-        Self { vector, error, address: 0, dr6: 0, trap: false }
+        Self {
+            vector,
+            error,
+            address: 0,
+            dr6: 0,
+            trap: false,
+        }
     }
 
     /// #GP(0) for a non-canonical address; becomes #SS(0) where the access
     /// turns out to be one of the stack.
     pub const fn non_canonical() -> Self {
-        Self { vector: vector::GP, error: 0, address: NON_CANONICAL, dr6: 0, trap: false }
+        Self {
+            vector: vector::GP,
+            error: 0,
+            address: NON_CANONICAL,
+            dr6: 0,
+            trap: false,
+        }
     }
 
     /// Made by [`Fault::non_canonical`].
@@ -85,7 +97,13 @@ impl Fault {
 
     /// #PF.
     pub const fn page(address: u64, error: u32) -> Self {
-        Self { vector: vector::PF, error, address, dr6: 0, trap: false }
+        Self {
+            vector: vector::PF,
+            error,
+            address,
+            dr6: 0,
+            trap: false,
+        }
     }
 }
 

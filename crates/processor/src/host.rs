@@ -35,21 +35,55 @@ macro_rules! access {
         }
     };
 }
-access!(load8, store8, u8, reg_byte, "mov {0}, [{1}]", "mov [{0}], {1}");
-access!(load16, store16, u16, reg, "mov {0:x}, [{1}]", "mov [{0}], {1:x}");
-access!(load32, store32, u32, reg, "mov {0:e}, [{1}]", "mov [{0}], {1:e}");
-access!(load64, store64, u64, reg, "mov {0}, [{1}]", "mov [{0}], {1}");
+access!(
+    load8,
+    store8,
+    u8,
+    reg_byte,
+    "mov {0}, [{1}]",
+    "mov [{0}], {1}"
+);
+access!(
+    load16,
+    store16,
+    u16,
+    reg,
+    "mov {0:x}, [{1}]",
+    "mov [{0}], {1:x}"
+);
+access!(
+    load32,
+    store32,
+    u32,
+    reg,
+    "mov {0:e}, [{1}]",
+    "mov [{0}], {1:e}"
+);
+access!(
+    load64,
+    store64,
+    u64,
+    reg,
+    "mov {0}, [{1}]",
+    "mov [{0}], {1}"
+);
 
 /// Loads a page-table entry of 4 or 8 bytes.
 pub(crate) fn load_entry(at: *const u8, size: usize) -> u64 {
-    if size == 4 { u64::from(load32(at)) } else { load64(at) }
+    if size == 4 {
+        u64::from(load32(at))
+    } else {
+        load64(at)
+    }
 }
 
 /// Sets bits in a page-table entry of 4 or 8 bytes, atomically.
 pub(crate) fn or_entry(at: *mut u8, bits: u64, size: usize) {
     if size == 4 {
         // SAFETY: `at` lies in a writable guest page (module rule).
-        unsafe { asm!("lock or dword ptr [{0}], {1:e}", in(reg) at, in(reg) bits as u32, options(nostack)) }
+        unsafe {
+            asm!("lock or dword ptr [{0}], {1:e}", in(reg) at, in(reg) bits as u32, options(nostack))
+        }
     } else {
         // SAFETY: as above.
         unsafe { asm!("lock or qword ptr [{0}], {1}", in(reg) at, in(reg) bits, options(nostack)) }

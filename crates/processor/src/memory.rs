@@ -149,7 +149,10 @@ impl Vp {
     /// Stores up to [`MAX_BYTES`] with the rights of the running code: all or
     /// none, unless a piece is memory-mapped I/O.
     pub(crate) fn store_bytes(&mut self, linear: u64, bytes: &[u8]) -> Step {
-        if let Some((at, page)) = self.mmu.lookup_write(linear, (bytes.len() as u64).min(4096)) {
+        if let Some((at, page)) = self
+            .mmu
+            .lookup_write(linear, (bytes.len() as u64).min(4096))
+        {
             host::copy_to(at, bytes);
             self.wrote(page);
             return Ok(());
@@ -172,7 +175,11 @@ impl Vp {
     pub(crate) fn store_system<T: Word>(&mut self, linear: u64, value: T) -> Step {
         self.check_canonical_data(linear, T::SIZE)?;
         let rights = mmu::system_rights(&self.state);
-        self.write_pieces(linear, &value.widen().to_le_bytes()[..T::SIZE as usize], rights)
+        self.write_pieces(
+            linear,
+            &value.widen().to_le_bytes()[..T::SIZE as usize],
+            rights,
+        )
     }
 
     /// Makes all checks of a store by the running code, but not the store.
@@ -256,8 +263,10 @@ impl Vp {
         let mut done = 0;
         while done < bytes.len() {
             let size = mmio_piece(gpa + done as u64, bytes.len() - done);
-            let value =
-                self.answer(Exit::MmioRead { gpa: gpa + done as u64, size: size as u8 })?;
+            let value = self.answer(Exit::MmioRead {
+                gpa: gpa + done as u64,
+                size: size as u8,
+            })?;
             bytes[done..done + size].copy_from_slice(&value.to_le_bytes()[..size]);
             done += size;
         }
@@ -271,7 +280,11 @@ impl Vp {
             let mut value = [0; 8];
             value[..size].copy_from_slice(&bytes[done..done + size]);
             let value = u64::from_le_bytes(value);
-            self.answer(Exit::MmioWrite { gpa: gpa + done as u64, size: size as u8, value })?;
+            self.answer(Exit::MmioWrite {
+                gpa: gpa + done as u64,
+                size: size as u8,
+                value,
+            })?;
             done += size;
         }
         Ok(())
@@ -280,7 +293,11 @@ impl Vp {
     /// Linear addresses are 32 bits wide outside long mode.
     #[inline]
     pub(crate) fn wrap_linear(&self, linear: u64) -> u64 {
-        if self.state.long_mode() { linear } else { linear & 0xffff_ffff }
+        if self.state.long_mode() {
+            linear
+        } else {
+            linear & 0xffff_ffff
+        }
     }
 
     /// The checks of a slow access: canonical address, alignment, watchpoints.
@@ -332,7 +349,6 @@ impl Vp {
             mmu::data_rights(&self.state) as usize
         };
     }
-
 }
 
 /// The next piece of an I/O access: a power of two up to 8, naturally aligned.

@@ -40,6 +40,8 @@ pub(crate) struct TlbEntry {
     pub host: *mut u8,
     /// The page's number in the code map.
     pub page: u32,
+    /// log2 of the size of the page that the tables map: 12, 21, 22 or 30.
+    pub span: u32,
 }
 
 impl TlbEntry {
@@ -51,6 +53,7 @@ impl TlbEntry {
         execute: Self::INVALID,
         host: std::ptr::null_mut(),
         page: 0,
+        span: 12,
     };
 }
 
@@ -76,6 +79,8 @@ pub(crate) struct Walk {
     pub execute: bool,
     /// A global page.
     pub global: bool,
+    /// log2 of the page's size.
+    pub span: u32,
 }
 
 /// Where an access goes.
@@ -97,6 +102,9 @@ pub(crate) struct Mmu {
     pcid_asid: Vec<u16>,
     /// A non-global translation of the upper half has been cached.
     high_local: bool,
+    /// Pieces of large pages have been cached, per half of the linear address
+    /// space.
+    large: [bool; 2],
     /// The set in use for data.
     pub data_set: usize,
     /// Physical address bits, all above are reserved in tables.
@@ -144,13 +152,16 @@ pub(crate) enum WalkError {
 impl Mmu {
     pub(crate) fn new(space: Box<dyn GuestSpace>, code: Arc<CodeMap>, physical_bits: u32) -> Self {
         let sets = vec![[TlbEntry::EMPTY; TLB_SIZE]; 4].into_boxed_slice();
-        let sets = sets.try_into().unwrap_or_else(|_| Box::new([[TlbEntry::EMPTY; TLB_SIZE]; 4]));
+        let sets = sets
+            .try_into()
+            .unwrap_or_else(|_| Box::new([[TlbEntry::EMPTY; TLB_SIZE]; 4]));
         Self {
             sets,
             asid: [1, 2],
             next_asid: 3,
             pcid_asid: vec![0; 4096],
             high_local: false,
+            large: [false; 2],
             data_set: Rights::SupervisorAc as usize,
             physical_bits,
             space,
@@ -205,10 +216,17 @@ impl Mmu {
     /// The host address for an instruction fetch at CPL 3 or below 3.
     #[inline(always)]
     pub(crate) fn lookup_execute(&self, linear: u64, user: bool) -> Option<(*mut u8, u32)> {
-        let set = if user { Rights::User } else { Rights::SupervisorAc };
+        let set = if user {
+            Rights::User
+        } else {
+            Rights::SupervisorAc
+        };
         let entry = &self.sets[set as usize][(linear >> 12) as usize & (TLB_SIZE - 1)];
         if entry.execute == self.tag(linear) {
-            Some((entry.host.wrapping_add((linear & PAGE_MASK) as usize), entry.page))
+            Some((
+                entry.host.wrapping_add((linear & PAGE_MASK) as usize),
+                entry.page,
+            ))
         } else {
             None
         }
@@ -223,9 +241,9 @@ impl Mmu {
         access: Access,
         rights: Rights,
     ) -> Result<Target, Fault> {
-        let walk = self.walk(state, linear, access, rights, true).map_err(|error| {
-            page_fault(state, linear, access, rights, error)
-        })?;
+        let walk = self
+            .walk(state, linear, access, rights, true)
+            .map_err(|error| page_fault(state, linear, access, rights, error))?;
         let offset = linear & PAGE_MASK;
         let Some(page) = self.space.page(walk.gpa >> 12) else {
             return Ok(Target::Mmio(walk.gpa));
@@ -237,7 +255,10 @@ impl Mmu {
         if access == Access::Execute && !page.executable {
             return Ok(Target::Mmio(walk.gpa));
         }
-        Ok(Target::Ram(page.pointer.wrapping_add(offset as usize), page.index))
+        Ok(Target::Ram(
+            page.pointer.wrapping_add(offset as usize),
+            page.index,
+        ))
     }
 
     fn fill(&mut self, linear: u64, rights: Rights, walk: &Walk, page: &HostPage) {
@@ -248,11 +269,23 @@ impl Mmu {
         let entry = &mut self.sets[rights as usize][(linear >> 12) as usize & (TLB_SIZE - 1)];
         *entry = TlbEntry {
             read: tag,
-            write: if walk.write && page.writable { tag } else { TlbEntry::INVALID },
-            execute: if walk.execute && page.executable { tag } else { TlbEntry::INVALID },
+            write: if walk.write && page.writable {
+                tag
+            } else {
+                TlbEntry::INVALID
+            },
+            execute: if walk.execute && page.executable {
+                tag
+            } else {
+                TlbEntry::INVALID
+            },
             host: page.pointer,
             page: page.index,
+            span: walk.span,
         };
+        if walk.span > 12 {
+            self.large[(linear >> 63) as usize] = true;
+        }
     }
 
     /// Walks the page tables. Sets accessed and dirty bits when `mark`.
@@ -266,7 +299,13 @@ impl Mmu {
     ) -> Result<Walk, WalkError> {
         if state.cr0 & cr::CR0_PG == 0 {
             let gpa = linear & 0xffff_ffff;
-            return Ok(Walk { gpa, write: true, execute: true, global: true });
+            return Ok(Walk {
+                gpa,
+                write: true,
+                execute: true,
+                global: true,
+                span: 12,
+            });
         }
         if state.cr4 & cr::CR4_PAE == 0 {
             return self.walk_32(state, linear, access, rights, mark);
@@ -334,7 +373,11 @@ impl Mmu {
                 level -= 1;
                 continue;
             }
-            let rights_found = Found { writable, user, executable };
+            let rights_found = Found {
+                writable,
+                user,
+                executable,
+            };
             let (write, execute) = rights_found.check(state, access, rights)?;
             let dirty = access == Access::Write;
             if mark {
@@ -347,6 +390,7 @@ impl Mmu {
                 write: write && (dirty || entry & pte::D != 0),
                 execute,
                 global: entry & pte::G != 0 && state.cr4 & cr::CR4_PGE != 0,
+                span: shift,
             });
         }
     }
@@ -373,7 +417,11 @@ impl Mmu {
                 return Err(WalkError::Reserved);
             }
             let high = (directory >> 13 & 0xff) << 32;
-            (directory, 1, high | (directory & 0xffc0_0000) | (linear & 0x3f_ffff))
+            (
+                directory,
+                1,
+                high | (directory & 0xffc0_0000) | (linear & 0x3f_ffff),
+            )
         } else {
             let at = (directory & 0xffff_f000) + (linear >> 12 & 0x3ff) * 4;
             let entry = self.read_entry(at, 4)?;
@@ -384,8 +432,11 @@ impl Mmu {
             (entry, 2, (entry & 0xffff_f000) | (linear & PAGE_MASK))
         };
         let both = if large { leaf } else { leaf & directory };
-        let found =
-            Found { writable: both & pte::W != 0, user: both & pte::U != 0, executable: true };
+        let found = Found {
+            writable: both & pte::W != 0,
+            user: both & pte::U != 0,
+            executable: true,
+        };
         let (write, execute) = found.check(state, access, rights)?;
         let dirty = access == Access::Write;
         if mark {
@@ -396,6 +447,7 @@ impl Mmu {
             write: write && (dirty || leaf & pte::D != 0),
             execute,
             global: leaf & pte::G != 0 && state.cr4 & cr::CR4_PGE != 0,
+            span: if large { 22 } else { 12 },
         })
     }
 
@@ -407,15 +459,14 @@ impl Mmu {
 
     /// Sets accessed bits on all entries and the dirty bit on the last, each
     /// as the processor does: with a locked compare-and-exchange.
-    fn mark(
-        &mut self,
-        entries: &[(u64, u64)],
-        dirty: bool,
-        size: usize,
-    ) -> Result<(), WalkError> {
+    fn mark(&mut self, entries: &[(u64, u64)], dirty: bool, size: usize) -> Result<(), WalkError> {
         let last = entries.len().saturating_sub(1);
         for (i, &(at, entry)) in entries.iter().enumerate() {
-            let bits = if i == last && dirty { pte::A | pte::D } else { pte::A };
+            let bits = if i == last && dirty {
+                pte::A | pte::D
+            } else {
+                pte::A
+            };
             if entry & bits == bits {
                 continue;
             }
@@ -484,6 +535,7 @@ impl Mmu {
     pub(crate) fn flush_all(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.high_local = false;
+        self.large = [false; 2];
         self.pcid_asid.fill(0);
         // Numbers taken one after the other could meet a clear in between.
         if self.next_asid + 1 > PAGE_MASK {
@@ -497,6 +549,19 @@ impl Mmu {
         self.generation = self.generation.wrapping_add(1);
         for set in self.sets.iter_mut() {
             set[(linear >> 12) as usize & (TLB_SIZE - 1)] = TlbEntry::EMPTY;
+        }
+        if self.large[(linear >> 63) as usize] {
+            self.flush_large(linear);
+        }
+    }
+
+    /// One address stands for the whole of a large page, whose pieces lie all
+    /// over the sets.
+    fn flush_large(&mut self, linear: u64) {
+        for entry in self.sets.iter_mut().flatten() {
+            if entry.span > 12 && (entry.read ^ linear) >> entry.span == 0 {
+                *entry = TlbEntry::EMPTY;
+            }
         }
     }
 }
@@ -518,7 +583,11 @@ impl Found {
         rights: Rights,
     ) -> Result<(bool, bool), WalkError> {
         let (read, write, execute) = if rights == Rights::User {
-            (self.user, self.user && self.writable, self.user && self.executable)
+            (
+                self.user,
+                self.user && self.writable,
+                self.user && self.executable,
+            )
         } else {
             let smap = rights == Rights::Supervisor && self.user;
             let smep = state.cr4 & cr::CR4_SMEP != 0 && self.user;
@@ -530,7 +599,11 @@ impl Found {
             Access::Write => write,
             Access::Execute => execute,
         };
-        if allowed { Ok((write, execute)) } else { Err(WalkError::Protection) }
+        if allowed {
+            Ok((write, execute))
+        } else {
+            Err(WalkError::Protection)
+        }
     }
 }
 
@@ -576,7 +649,11 @@ pub(crate) fn data_rights(state: &State) -> Rights {
 /// The rights of an implicit supervisor access (descriptor tables, TSS):
 /// SMAP holds whatever AC says.
 pub(crate) fn system_rights(state: &State) -> Rights {
-    if state.cr4 & cr::CR4_SMAP != 0 { Rights::Supervisor } else { Rights::SupervisorAc }
+    if state.cr4 & cr::CR4_SMAP != 0 {
+        Rights::Supervisor
+    } else {
+        Rights::SupervisorAc
+    }
 }
 
 /// Bits 63:47 are all alike.

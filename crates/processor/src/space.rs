@@ -76,7 +76,9 @@ impl CodeMap {
     /// Announces that code of `page` is about to be read and cached. Returns
     /// the word that stays unchanged for as long as the page is unwritten.
     pub fn mark(&self, page: u32) -> u32 {
-        let Some(word) = self.words.get(page as usize) else { return 0 };
+        let Some(word) = self.words.get(page as usize) else {
+            return 0;
+        };
         let old = word.load(Ordering::Acquire);
         if old & Self::CODE != 0 {
             return old;
@@ -92,7 +94,9 @@ impl CodeMap {
     /// the code is unchanged.
     #[inline]
     pub fn word(&self, page: u32) -> u32 {
-        self.words.get(page as usize).map_or(0, |word| word.load(Ordering::Relaxed))
+        self.words
+            .get(page as usize)
+            .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Must be called after every write to `page`. True when code was cached

@@ -284,7 +284,10 @@ impl Fpu {
 
     /// The state after reset: FCW 0x40, MXCSR 0x1F80, all else 0.
     pub fn power_on() -> Self {
-        let mut fpu = Self { fxsave: [0; 512], extended: [0; 64 + 256] };
+        let mut fpu = Self {
+            fxsave: [0; 512],
+            extended: [0; 64 + 256],
+        };
         fpu.fxsave[0] = 0x40;
         fpu.set_mxcsr(0x1f80);
         fpu
@@ -309,7 +312,12 @@ impl Fpu {
     /// MXCSR.
     #[inline]
     pub fn mxcsr(&self) -> u32 {
-        u32::from_le_bytes([self.fxsave[24], self.fxsave[25], self.fxsave[26], self.fxsave[27]])
+        u32::from_le_bytes([
+            self.fxsave[24],
+            self.fxsave[25],
+            self.fxsave[26],
+            self.fxsave[27],
+        ])
     }
 
     /// Writes MXCSR.
@@ -372,15 +380,26 @@ pub struct State {
 impl State {
     /// The state after power-on (SDM 3A table 9-1).
     pub fn power_on() -> Self {
-        let data = Segment { base: 0, limit: 0xffff, attributes: 0x93, selector: 0 };
+        let data = Segment {
+            base: 0,
+            limit: 0xffff,
+            attributes: 0x93,
+            selector: 0,
+        };
         let mut state = Self {
             gpr: [0; 32],
             rip: 0xfff0,
             system_flags: rflags::FIXED,
             arith: ArithFlags::default(),
             seg: [data; 8],
-            gdtr: Table { base: 0, limit: 0xffff },
-            idtr: Table { base: 0, limit: 0xffff },
+            gdtr: Table {
+                base: 0,
+                limit: 0xffff,
+            },
+            idtr: Table {
+                base: 0,
+                limit: 0xffff,
+            },
             cr0: cr::CR0_CD | cr::CR0_NW | cr::CR0_ET,
             cr2: 0,
             cr3: 0,
@@ -393,11 +412,19 @@ impl State {
             dr7: 0x400,
             cpl: 0,
             tsc_offset: 0,
-            msr: Msrs { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Msrs::default() },
+            msr: Msrs {
+                pat: 0x0007_0406_0007_0406,
+                misc_enable: 1,
+                ..Msrs::default()
+            },
             fpu: Fpu::power_on(),
         };
-        state.seg[seg::CS] =
-            Segment { base: 0xffff_0000, limit: 0xffff, attributes: 0x9b, selector: 0xf000 };
+        state.seg[seg::CS] = Segment {
+            base: 0xffff_0000,
+            limit: 0xffff,
+            attributes: 0x9b,
+            selector: 0xf000,
+        };
         state.seg[seg::LDTR].attributes = 0x82;
         state.seg[seg::TR].attributes = 0x8b;
         state

@@ -21,7 +21,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { physical_bits: 46, features: crate::cpuid::Features::host() }
+        Self {
+            physical_bits: 46,
+            features: crate::cpuid::Features::host(),
+        }
     }
 }
 
@@ -88,6 +91,9 @@ pub(crate) mod attention {
     pub(crate) const DEBUG: u32 = 64;
     /// RFLAGS.RF is set.
     pub(crate) const RESUME: u32 = 128;
+    /// SS was just loaded: debug exceptions are held off, too, for one
+    /// instruction. Always together with [`SHADOW`].
+    pub(crate) const STACK_SHADOW: u32 = 256;
 }
 
 /// One virtual x86-64 processor in software.
@@ -464,16 +470,20 @@ impl Vp {
     #[cold]
     fn attend(&mut self) -> Option<Exit> {
         let before = self.attention;
-        if before & attention::DEBUG != 0 {
+        if before & (attention::DEBUG | attention::STACK_SHADOW) == attention::DEBUG {
             self.attention &= !attention::DEBUG;
             let dr6 = std::mem::take(&mut self.debug_pending);
             if dr6 != 0 {
-                let fault = Fault { dr6, trap: true, ..Fault::new(vector::DB, 0) };
+                let fault = Fault {
+                    dr6,
+                    trap: true,
+                    ..Fault::new(vector::DB, 0)
+                };
                 return self.deliver_fault(fault);
             }
         }
         if before & attention::EVENT != 0 {
-            self.attention &= !(attention::EVENT | attention::SHADOW);
+            self.attention &= !(attention::EVENT | attention::SHADOW | attention::STACK_SHADOW);
             if let Some(event) = self.event.take() {
                 return self.deliver_event(event);
             }
@@ -484,16 +494,18 @@ impl Vp {
         if before & attention::WINDOW != 0 && self.can_interrupt() {
             return Some(Exit::InterruptWindow);
         }
-        if before & (attention::BREAKPOINTS | attention::RESUME) == attention::BREAKPOINTS {
+        let suppressed = attention::RESUME | attention::STACK_SHADOW;
+        if before & (attention::BREAKPOINTS | suppressed) == attention::BREAKPOINTS {
             if let Some(dr6) = self.code_breakpoint_hit() {
-                let fault = Fault { dr6, ..Fault::new(vector::DB, 0) };
+                let fault = Fault {
+                    dr6,
+                    ..Fault::new(vector::DB, 0)
+                };
                 return self.deliver_fault(fault);
             }
         }
-        let stepwise = attention::SHADOW
-            | attention::SINGLE_STEP
-            | attention::BREAKPOINTS
-            | attention::RESUME;
+        let stepwise =
+            attention::SHADOW | attention::SINGLE_STEP | attention::BREAKPOINTS | attention::RESUME;
         if before & stepwise == 0 {
             // Only windows that are closed: run a whole block.
             let block = match self.next_block() {
@@ -529,7 +541,7 @@ impl Vp {
     fn after_step(&mut self, before: u32) {
         let resume_loaded = std::mem::take(&mut self.resume_loaded);
         if before & attention::SHADOW != 0 {
-            self.attention &= !attention::SHADOW;
+            self.attention &= !(attention::SHADOW | attention::STACK_SHADOW);
         }
         if self.faulted {
             // The instruction did not retire: its handler runs next, without
@@ -543,7 +555,7 @@ impl Vp {
                 self.attention &= !attention::RESUME;
             }
         }
-        if before & attention::SINGLE_STEP != 0 {
+        if before & attention::SINGLE_STEP != 0 && self.attention & attention::STACK_SHADOW == 0 {
             self.debug_pending |= 1 << 14;
             self.attention |= attention::DEBUG;
         }
@@ -556,7 +568,9 @@ impl Vp {
         self.state.gpr[reg::BLOCK_RIP] = start;
         self.faulted = false;
         let count = block.ops.len().min(limit);
-        let Some((last, body)) = block.ops[..count].split_last() else { return None };
+        let Some((last, body)) = block.ops[..count].split_last() else {
+            return None;
+        };
         for (i, op) in body.iter().enumerate() {
             if (op.run)(self, op).is_err() {
                 self.retired += i as u64;
@@ -621,10 +635,13 @@ impl Vp {
 
     fn advance(&self, start: u64, by: u64) -> u64 {
         let rip = start.wrapping_add(by);
-        if self.state.code64() { rip } else { rip & 0xffff_ffff }
+        if self.state.code64() {
+            rip
+        } else {
+            rip & 0xffff_ffff
+        }
     }
 }
-
 
 /// How an address is to be translated for somebody outside.
 #[derive(Clone, Copy, Debug)]
@@ -684,11 +701,18 @@ impl Vp {
             TranslateRequest { write: true, .. } => Access::Write,
             _ => Access::Read,
         };
-        let rights = if request.user && !request.exempt { Rights::User } else { Rights::SupervisorAc };
+        let rights = if request.user && !request.exempt {
+            Rights::User
+        } else {
+            Rights::SupervisorAc
+        };
         if self.state.long_mode() && !crate::mmu::canonical(linear) {
             return Err(TranslateFailure::NotPresent);
         }
-        match self.mmu.walk(&self.state, linear, access, rights, request.mark) {
+        match self
+            .mmu
+            .walk(&self.state, linear, access, rights, request.mark)
+        {
             Ok(walk) => Ok(walk.gpa),
             Err(WalkError::NotPresent) => Err(TranslateFailure::NotPresent),
             Err(WalkError::Protection) => Err(TranslateFailure::Protection),

@@ -52,7 +52,9 @@ pub(crate) fn handle(message: &HvMessage, handler: &dyn InterceptHandler) -> Out
         },
         HvMessageType::UNRECOVERABLE_EXCEPTION => {
             let header: Option<tlfs::HvX64InterceptMessageHeader> = message.body();
-            Outcome::TripleFault { rip: header.map_or(0, |header| header.rip) }
+            Outcome::TripleFault {
+                rip: header.map_or(0, |header| header.rip),
+            }
         }
         other => Outcome::Unknown(other),
     }

@@ -17,9 +17,9 @@ mod timer;
 mod tsc;
 mod virtual_processor;
 
-pub use winhv::HvError;
 pub use hypervisor::{BadSpa, CrashReport, RootNotification};
 pub use intercept::InterceptHandler;
 pub use partition::{BadGpa, Partition, PartitionConfig, RamRange, VidError};
 pub use system_memory::{PAGE_SIZE, SystemMemory};
 pub use virtual_processor::{VirtualProcessor, VpStop};
+pub use winhv::HvError;

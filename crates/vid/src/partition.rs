@@ -12,7 +12,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use tlfs::{
     HvInterruptControl, HvMapGpaFlags, HvMessage, HvPartitionCreationFlags, HvPartitionId,
-    HvPortInfo, HvPortType, HvVpIndex,
+    HvPartitionPropertyCode, HvPortInfo, HvPortType, HvVpIndex,
 };
 use winhv::{HvError, HvResult, Transport, WinHv};
 
@@ -94,14 +94,13 @@ impl Partition {
         let size = ram_bytes.next_multiple_of(LARGE * PAGE_SIZE) + pool * PAGE_SIZE;
         let memory = SystemMemory::new(size, true).map_err(VidError::Memory)?;
         let memory = Arc::new(memory);
-        let (platform, notifications) =
-            HostPlatform::new(memory.clone(), crate::tsc::frequency());
+        let (platform, notifications) = HostPlatform::new(memory.clone(), crate::tsc::frequency());
         let processor = Config::default();
         let hypervisor = Hypervisor::new(platform.clone(), hypervisor_config(&processor));
         let hypervisor = Arc::new(hypervisor);
         platform.attach(&hypervisor);
         let winhv = WinHv::new(Hosted(hypervisor.clone()));
-        let id = winhv.create_partition(HvPartitionCreationFlags::empty())?;
+        let id = winhv.create_partition(HvPartitionCreationFlags::X2APIC_CAPABLE)?;
         let mut partition = Self {
             id,
             hypervisor,
@@ -113,15 +112,18 @@ impl Partition {
             notifications: Mutex::new(Some(notifications)),
         };
         let first_pool_page = ram_bytes.next_multiple_of(LARGE * PAGE_SIZE) / PAGE_SIZE;
-        partition.winhv.deposit_memory(id, first_pool_page..first_pool_page + pool)?;
+        partition
+            .winhv
+            .deposit_memory(id, first_pool_page..first_pool_page + pool)?;
         partition.winhv.initialize_partition(id)?;
         partition.map_ram(&config.ram)?;
         for index in 0..config.processors {
             partition.winhv.create_vp(id, index)?;
         }
         let partition = Arc::new(partition);
-        let processors =
-            (0..config.processors).map(|index| partition.processor(index, &processor)).collect();
+        let processors = (0..config.processors)
+            .map(|index| partition.processor(index, &processor))
+            .collect();
         Ok((partition, processors))
     }
 
@@ -131,12 +133,18 @@ impl Partition {
             let (first, pages) = (range.gpa / PAGE_SIZE, range.size / PAGE_SIZE);
             let rights = HvMapGpaFlags::ALL_RIGHTS;
             // Large pages where both sides are aligned, small ones for the rest.
-            let large = if first % LARGE == 0 && spa_page % LARGE == 0 { pages / LARGE } else { 0 };
+            let large = if first % LARGE == 0 && spa_page % LARGE == 0 {
+                pages / LARGE
+            } else {
+                0
+            };
             let list = (0..large).map(|i| spa_page + i * LARGE);
-            self.winhv.map_gpa_pages(self.id, first, list, rights | HvMapGpaFlags::LARGE_PAGE)?;
+            self.winhv
+                .map_gpa_pages(self.id, first, list, rights | HvMapGpaFlags::LARGE_PAGE)?;
             let done = large * LARGE;
             let list = (done..pages).map(|i| spa_page + i);
-            self.winhv.map_gpa_pages(self.id, first + done, list, rights)?;
+            self.winhv
+                .map_gpa_pages(self.id, first + done, list, rights)?;
             self.ram.push((range, spa_page * PAGE_SIZE));
             spa_page += pages;
         }
@@ -173,7 +181,9 @@ impl Partition {
     /// [`BadGpa`] when not all of the range is RAM; nothing has been written
     /// beyond the part that is.
     pub fn write_guest(&self, gpa: u64, data: &[u8]) -> Result<(), BadGpa> {
-        self.for_pieces(gpa, data.len(), |spa, piece| self.memory.write(spa, &data[piece]))
+        self.for_pieces(gpa, data.len(), |spa, piece| {
+            self.memory.write(spa, &data[piece])
+        })
     }
 
     /// Copies out of the guest's RAM.
@@ -182,7 +192,9 @@ impl Partition {
     ///
     /// [`BadGpa`] when not all of the range is RAM.
     pub fn read_guest(&self, gpa: u64, data: &mut [u8]) -> Result<(), BadGpa> {
-        self.for_pieces(gpa, data.len(), |spa, piece| self.memory.read(spa, &mut data[piece]))
+        self.for_pieces(gpa, data.len(), |spa, piece| {
+            self.memory.read(spa, &mut data[piece])
+        })
     }
 
     /// Cuts a guest range at the borders of the RAM ranges.
@@ -195,8 +207,13 @@ impl Partition {
         let mut done = 0;
         while done < length {
             let at = gpa.checked_add(done as u64).ok_or(BadGpa(gpa))?;
-            let found = self.ram.iter().find(|(range, _)| at.wrapping_sub(range.gpa) < range.size);
-            let Some((range, spa)) = found else { return Err(BadGpa(at)) };
+            let found = self
+                .ram
+                .iter()
+                .find(|(range, _)| at.wrapping_sub(range.gpa) < range.size);
+            let Some((range, spa)) = found else {
+                return Err(BadGpa(at));
+            };
             let offset = at - range.gpa;
             let here = (range.size - offset).min((length - done) as u64) as usize;
             each(spa + offset, done..done + here).map_err(|_| BadGpa(at))?;
@@ -216,7 +233,8 @@ impl Partition {
         destination: u64,
         vector: u8,
     ) -> HvResult {
-        self.winhv.assert_virtual_interrupt(self.id, control, destination, vector)
+        self.winhv
+            .assert_virtual_interrupt(self.id, control, destination, vector)
     }
 
     /// Makes a port of the child, and a connection of the root to it, both
@@ -228,10 +246,12 @@ impl Partition {
     pub fn open_child_port(&self, id: u32, info: HvPortInfo) -> HvResult {
         let kind = info.port_type;
         self.winhv.create_port(self.id, id, ROOT, info)?;
-        self.winhv.connect_port(ROOT, id, self.id, id, kind).inspect_err(|_| {
-            // The port without its connection is of no use.
-            let _ = self.winhv.delete_port(self.id, id);
-        })
+        self.winhv
+            .connect_port(ROOT, id, self.id, id, kind)
+            .inspect_err(|_| {
+                // The port without its connection is of no use.
+                let _ = self.winhv.delete_port(self.id, id);
+            })
     }
 
     /// Undoes [`Partition::open_child_port`].
@@ -252,9 +272,11 @@ impl Partition {
     pub fn open_root_port(&self, id: u32, connection: u32, info: HvPortInfo) -> HvResult {
         let kind = info.port_type;
         self.winhv.create_port(ROOT, id, self.id, info)?;
-        self.winhv.connect_port(self.id, connection, ROOT, id, kind).inspect_err(|_| {
-            let _ = self.winhv.delete_port(ROOT, id);
-        })
+        self.winhv
+            .connect_port(self.id, connection, ROOT, id, kind)
+            .inspect_err(|_| {
+                let _ = self.winhv.delete_port(ROOT, id);
+            })
     }
 
     /// Undoes [`Partition::open_root_port`].
@@ -276,9 +298,11 @@ impl Partition {
     pub fn open_loop_port(&self, port: u32, connection: u32, info: HvPortInfo) -> HvResult {
         let kind: HvPortType = info.port_type;
         self.winhv.create_port(self.id, port, self.id, info)?;
-        self.winhv.connect_port(self.id, connection, self.id, port, kind).inspect_err(|_| {
-            let _ = self.winhv.delete_port(self.id, port);
-        })
+        self.winhv
+            .connect_port(self.id, connection, self.id, port, kind)
+            .inspect_err(|_| {
+                let _ = self.winhv.delete_port(self.id, port);
+            })
     }
 
     /// Undoes [`Partition::open_loop_port`].
@@ -326,6 +350,10 @@ impl Partition {
     /// Makes every processor's [`VirtualProcessor::run`] return.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
+        // Brings those in the guest out of it; refused only where the
+        // partition is gone already.
+        let code = HvPartitionPropertyCode::SUSPEND;
+        let _ = self.winhv.set_partition_property(self.id, code, 1);
         self.platform.kick_all();
     }
 

@@ -18,7 +18,10 @@ pub(crate) struct VpHandle {
 
 impl VpHandle {
     pub(crate) fn new(requests: Requests) -> Self {
-        Self { requests, thread: Arc::default() }
+        Self {
+            requests,
+            thread: Arc::default(),
+        }
     }
 
     /// The calling thread is the virtual processor's from now on.
@@ -84,12 +87,21 @@ impl HostPlatform {
     }
 
     pub(crate) fn remove_vps(&self) {
-        self.vps.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.vps
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// Kicks every virtual processor.
     pub(crate) fn kick_all(&self) {
-        for handle in self.vps.read().unwrap_or_else(PoisonError::into_inner).iter().flatten() {
+        for handle in self
+            .vps
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .flatten()
+        {
             handle.kick();
         }
     }
@@ -140,12 +152,7 @@ impl Platform for HostPlatform {
         kick_vp(&self.vps, vp);
     }
 
-    fn arm_timer(
-        &self,
-        partition: HvPartitionId,
-        vp: HvVpIndex,
-        reference_time: Option<u64>,
-    ) {
+    fn arm_timer(&self, partition: HvPartitionId, vp: HvVpIndex, reference_time: Option<u64>) {
         let hypervisor = self.hypervisor.get().and_then(Weak::upgrade);
         let now = hypervisor.and_then(|hypervisor| hypervisor.reference_time(partition));
         let delay = reference_time.map(|time| time.saturating_sub(now.unwrap_or(time)));
@@ -157,7 +164,10 @@ impl Platform for HostPlatform {
     }
 
     fn root_port_notify(&self, notification: RootNotification) {
-        let sender = self.notifications.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = self
+            .notifications
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // Nobody listens once the partition is being taken down.
         let _ = sender.send(notification);
     }

@@ -147,14 +147,19 @@ fn set_in(state: &mut State, name: Name, value: HvRegisterValue) -> Result<(), I
     Ok(())
 }
 
-fn set_plain(
-    state: &mut State,
-    name: Name,
-    value: HvRegisterValue,
-) -> Result<(), InvalidRegister> {
+fn set_plain(state: &mut State, name: Name, value: HvRegisterValue) -> Result<(), InvalidRegister> {
     let word = value.as_u64();
-    let table = |value: HvX64TableRegister| processor::Table { base: value.base, limit: value.limit };
-    let require = |ok: bool| if ok { Ok(()) } else { Err(InvalidRegister::InvalidValue) };
+    let table = |value: HvX64TableRegister| processor::Table {
+        base: value.base,
+        limit: value.limit,
+    };
+    let require = |ok: bool| {
+        if ok {
+            Ok(())
+        } else {
+            Err(InvalidRegister::InvalidValue)
+        }
+    };
     match name {
         Name::RIP => state.rip = word,
         Name::RFLAGS => {
@@ -212,7 +217,11 @@ fn set_plain(
 
 fn segment_out(segment: &Segment) -> HvX64SegmentRegister {
     // The TLFS has no bit for a null segment: not present says the same.
-    let attributes = if segment.unusable() { 0 } else { segment.attributes as u16 };
+    let attributes = if segment.unusable() {
+        0
+    } else {
+        segment.attributes as u16
+    };
     HvX64SegmentRegister {
         base: segment.base,
         limit: segment.limit,
@@ -227,7 +236,12 @@ fn segment_in(value: HvX64SegmentRegister, index: usize) -> Segment {
     if !present && index != seg::CS && index != seg::TR {
         attributes |= Segment::UNUSABLE;
     }
-    Segment { base: value.base, limit: value.limit, attributes, selector: value.selector }
+    Segment {
+        base: value.base,
+        limit: value.limit,
+        attributes,
+        selector: value.selector,
+    }
 }
 
 /// The position of `name` in a run of `count` names that begins at `first`.

@@ -22,9 +22,10 @@ impl Processor for SoftwareProcessor {
             Completion::Retry => processor::Completion::Retry,
             Completion::Value(value) => processor::Completion::Value(value),
             Completion::Cpuid(values) => processor::Completion::Cpuid(values),
-            Completion::Fault(Exception { vector, error_code }) => {
-                processor::Completion::Fault { vector, error: error_code.unwrap_or(0) }
-            }
+            Completion::Fault(Exception { vector, error_code }) => processor::Completion::Fault {
+                vector,
+                error: error_code.unwrap_or(0),
+            },
         });
     }
 
@@ -32,14 +33,18 @@ impl Processor for SoftwareProcessor {
         self.0.inject(match event {
             Injection::Interrupt(vector) => Event::Interrupt(vector),
             Injection::Nmi => Event::Nmi,
-            Injection::Exception(Exception { vector, error_code }) => {
-                Event::Exception { vector, error: error_code.unwrap_or(0) }
-            }
+            Injection::Exception(Exception { vector, error_code }) => Event::Exception {
+                vector,
+                error: error_code.unwrap_or(0),
+            },
         });
     }
 
     fn interruptibility(&self) -> Interruptibility {
-        Interruptibility { interrupt: self.0.can_interrupt(), nmi: self.0.can_nmi() }
+        Interruptibility {
+            interrupt: self.0.can_interrupt(),
+            nmi: self.0.can_nmi(),
+        }
     }
 
     fn request_interrupt_window(&mut self, requested: bool) {
@@ -51,7 +56,11 @@ impl Processor for SoftwareProcessor {
     }
 
     fn gpr(&self, index: usize) -> u64 {
-        if index < 16 { self.0.state().gpr[index] } else { 0 }
+        if index < 16 {
+            self.0.state().gpr[index]
+        } else {
+            0
+        }
     }
 
     fn set_gpr(&mut self, index: usize, value: u64) {
@@ -149,7 +158,15 @@ fn exit(exit: processor::Exit) -> Exit {
     use processor::Exit as From;
     match exit {
         From::Hypercall => Exit::Hypercall,
-        From::Cpuid { leaf, subleaf, default } => Exit::Cpuid { leaf, subleaf, default },
+        From::Cpuid {
+            leaf,
+            subleaf,
+            default,
+        } => Exit::Cpuid {
+            leaf,
+            subleaf,
+            default,
+        },
         From::ReadMsr { index } => Exit::ReadMsr { index },
         From::WriteMsr { index, value } => Exit::WriteMsr { index, value },
         From::ReadCr8 => Exit::ReadCr8,

@@ -26,7 +26,12 @@ impl ChildSpace {
         partition: HvPartitionId,
     ) -> Self {
         let map = hypervisor.gpa_map(partition).unwrap_or_default();
-        Self { hypervisor, memory, partition, map }
+        Self {
+            hypervisor,
+            memory,
+            partition,
+            map,
+        }
     }
 }
 

@@ -57,7 +57,12 @@ impl SystemMemory {
             )?
         };
         let code = Arc::new(CodeMap::new(pages, shared));
-        Ok(Self { base: base.cast(), size, file, code })
+        Ok(Self {
+            base: base.cast(),
+            size,
+            file,
+            code,
+        })
     }
 
     /// Bytes.

@@ -36,7 +36,10 @@ pub(crate) struct Timers {
 impl Timers {
     /// `kick` is called from the timer thread with the processor's index.
     pub(crate) fn new(kick: impl Fn(u32) + Send + 'static) -> Self {
-        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let theirs = shared.clone();
         let thread = std::thread::Builder::new()
             .name("timer".into())
@@ -53,7 +56,9 @@ impl Timers {
             .filter(|&delay| delay < LONGEST)
             .map(|delay| Instant::now() + Duration::from_nanos(delay * 100));
         let mut queue = self.shared.lock();
-        let Some(slot) = slot(&mut queue, vp) else { return };
+        let Some(slot) = slot(&mut queue, vp) else {
+            return;
+        };
         slot.deadline = deadline;
         let waits_itself = slot.waits_itself;
         if let Some(deadline) = deadline {
@@ -74,7 +79,9 @@ impl Timers {
     /// The thread of `vp` runs again.
     pub(crate) fn resume(&self, vp: u32) {
         let mut queue = self.shared.lock();
-        let Some(slot) = slot(&mut queue, vp) else { return };
+        let Some(slot) = slot(&mut queue, vp) else {
+            return;
+        };
         slot.waits_itself = false;
         let deadline = slot.deadline;
         if deadline.is_some_and(|deadline| queue.wake.is_none_or(|wake| deadline < wake)) {
@@ -142,10 +149,17 @@ fn serve(shared: &Shared, kick: impl Fn(u32)) {
         }
         queue.wake = next;
         queue = match next {
-            None => shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            None => shared
+                .changed
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner),
             Some(next) => {
                 let wait = next.saturating_duration_since(now);
-                shared.changed.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0
+                shared
+                    .changed
+                    .wait_timeout(queue, wait)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
             }
         };
         queue.wake = None;

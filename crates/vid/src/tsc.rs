@@ -49,6 +49,9 @@ mod tests {
     fn agrees_with_the_clock() {
         let frequency = super::frequency();
         let measured = super::measure(std::time::Duration::from_millis(30));
-        assert!(frequency.abs_diff(measured) < frequency / 50, "{frequency} {measured}");
+        assert!(
+            frequency.abs_diff(measured) < frequency / 50,
+            "{frequency} {measured}"
+        );
     }
 }

@@ -53,7 +53,8 @@ struct Lent<'a> {
 impl Transport for Lent<'_> {
     fn hypercall(&self, control: u64, input: &[u8], output: &mut [u8]) -> u64 {
         let mut cpu = self.cpu.borrow_mut();
-        self.hypervisor.root_hypercall_for_vp(control, input, output, self.vp, &mut **cpu)
+        self.hypervisor
+            .root_hypercall_for_vp(control, input, output, self.vp, &mut **cpu)
     }
 }
 
@@ -64,7 +65,12 @@ impl VirtualProcessor {
         cpu: SoftwareProcessor,
         handle: VpHandle,
     ) -> Self {
-        Self { partition, index, cpu, handle }
+        Self {
+            partition,
+            index,
+            cpu,
+            handle,
+        }
     }
 
     /// Its index.
@@ -124,7 +130,10 @@ impl VirtualProcessor {
             if partition.stopped() {
                 return VpStop::Stopped;
             }
-            match partition.hypervisor.run_vp(partition.id, self.index, &mut self.cpu) {
+            match partition
+                .hypervisor
+                .run_vp(partition.id, self.index, &mut self.cpu)
+            {
                 RunOutcome::Intercept(message) => match intercept::handle(&message, handler) {
                     Outcome::Complete(value) => {
                         let (id, index) = (partition.id, self.index);
@@ -149,7 +158,11 @@ impl VirtualProcessor {
     }
 
     fn triple_fault(&mut self, rip: u64) -> VpStop {
-        let names = [HvRegisterName::RSP, HvRegisterName::CR2, HvRegisterName::CR3];
+        let names = [
+            HvRegisterName::RSP,
+            HvRegisterName::CR2,
+            HvRegisterName::CR3,
+        ];
         let mut rsp_cr2_cr3 = [0; 3];
         if let Ok(values) = self.registers(&names) {
             for (slot, value) in rsp_cr2_cr3.iter_mut().zip(values) {
@@ -162,8 +175,16 @@ impl VirtualProcessor {
     /// Sleeps until a kick, or until the processor's own deadline.
     fn sleep(&self, with_timer: bool) {
         let timers = self.partition.platform.timers();
-        let deadline = if with_timer { timers.deadline(self.index) } else { None };
-        let work = with_timer && self.partition.hypervisor.vp_has_work(self.partition.id, self.index);
+        let deadline = if with_timer {
+            timers.deadline(self.index)
+        } else {
+            None
+        };
+        let work = with_timer
+            && self
+                .partition
+                .hypervisor
+                .vp_has_work(self.partition.id, self.index);
         if !work && !self.partition.stopped() {
             // A kick since the last look left a token, and this returns at once.
             let wait = deadline.map_or(LONGEST_SLEEP, |deadline| {

@@ -1,1 +1,6 @@
-//! The channel bus between root and child partitions.
+//! The channel bus between the root partition and a child.
+
+#[macro_use]
+mod macros;
+
+pub mod protocol;

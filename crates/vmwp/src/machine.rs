@@ -56,7 +56,10 @@ impl EndSlot {
             if let Some(end) = &*slot {
                 return end.clone();
             }
-            slot = self.changed.wait(slot).unwrap_or_else(PoisonError::into_inner);
+            slot = self
+                .changed
+                .wait(slot)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -136,7 +139,9 @@ struct ToPartition(OnceLock<Weak<Partition>>);
 
 impl InterruptSink for ToPartition {
     fn assert(&self, request: InterruptRequest) {
-        let Some(partition) = self.0.get().and_then(Weak::upgrade) else { return };
+        let Some(partition) = self.0.get().and_then(Weak::upgrade) else {
+            return;
+        };
         let kind = match request.mode {
             DeliveryMode::Fixed => HvInterruptType::FIXED,
             DeliveryMode::LowestPriority => HvInterruptType::LOWEST_PRIORITY,
@@ -154,7 +159,9 @@ impl InterruptSink for ToPartition {
     }
 
     fn set_extint(&self, asserted: bool) {
-        let Some(partition) = self.0.get().and_then(Weak::upgrade) else { return };
+        let Some(partition) = self.0.get().and_then(Weak::upgrade) else {
+            return;
+        };
         if asserted {
             let control = HvInterruptControl::new(HvInterruptType::LOCAL_INT0, false, false);
             if let Err(error) = partition.assert_interrupt(control, 0, 0) {
@@ -171,8 +178,14 @@ pub(crate) fn run_once(
     console: &SerialConsole,
 ) -> Result<End, VmError> {
     let map = MemoryMap::for_size(config.memory_bytes);
-    let ram = map.ranges().iter().map(|r| RamRange { gpa: r.start, size: r.end - r.start });
-    let partition_config = PartitionConfig { processors: config.processors, ram: ram.collect() };
+    let ram = map.ranges().iter().map(|r| RamRange {
+        gpa: r.start,
+        size: r.end - r.start,
+    });
+    let partition_config = PartitionConfig {
+        processors: config.processors,
+        ram: ram.collect(),
+    };
     let (partition, mut processors) = Partition::new(&partition_config).map_err(vm_error)?;
     load(&partition, plan)?;
     place_acpi(&partition, config, &map)?;
@@ -181,15 +194,27 @@ pub(crate) fn run_once(
     // A new lock is empty.
     let _ = sink.0.set(Arc::downgrade(&partition));
     let clock = Arc::new(SystemClock::new());
-    let chipset = Arc::new(Chipset::new(chipset_config(config, console), sink, clock.clone()));
+    let chipset = Arc::new(Chipset::new(
+        chipset_config(config, console),
+        sink,
+        clock.clone(),
+    ));
     console.connect(Some(chipset.clone()));
 
     let end = Arc::new(EndSlot::default());
     let timer = OnceLock::new();
-    let devices = Devices { chipset, partition: partition.clone(), end: end.clone(), timer };
+    let devices = Devices {
+        chipset,
+        partition: partition.clone(),
+        end: end.clone(),
+        timer,
+    };
     for processor in &mut processors {
+        processor.set_registers(&memory_types()).map_err(vm_error)?;
         if processor.index() == 0 {
-            processor.set_registers(&entry_registers(&plan.entry)).map_err(vm_error)?;
+            processor
+                .set_registers(&entry_registers(&plan.entry))
+                .map_err(vm_error)?;
         }
         processor.resume().map_err(vm_error)?;
     }
@@ -206,11 +231,13 @@ pub(crate) fn run_once(
     let end = thread::scope(|scope| {
         let devices = &devices;
         let clock = &clock;
-        let timekeeper = thread::Builder::new().name("devices".into()).spawn_scoped(scope, || {
-            // Set once: this is the only thread that does.
-            let _ = devices.timer.set(thread::current());
-            devices.keep_time(&**clock);
-        });
+        let timekeeper = thread::Builder::new()
+            .name("devices".into())
+            .spawn_scoped(scope, || {
+                // Set once: this is the only thread that does.
+                let _ = devices.timer.set(thread::current());
+                devices.keep_time(&**clock);
+            });
         match timekeeper {
             Ok(_) => {}
             Err(error) => devices.finish(End::Failed(error.to_string())),
@@ -221,7 +248,9 @@ pub(crate) fn run_once(
                 .name(name)
                 .spawn_scoped(scope, move || run_processor(processor, devices));
             if let Err(error) = started {
-                devices.finish(End::Failed(format!("a processor's thread did not start: {error}")));
+                devices.finish(End::Failed(format!(
+                    "a processor's thread did not start: {error}"
+                )));
             }
         }
         let end = devices.end.wait();
@@ -239,7 +268,10 @@ fn run_processor(mut processor: VirtualProcessor, devices: &Devices) {
     match processor.run(devices) {
         VpStop::Stopped => {}
         VpStop::Reset => devices.finish(End::Reset),
-        VpStop::TripleFault { rip, rsp_cr2_cr3: [rsp, cr2, cr3] } => {
+        VpStop::TripleFault {
+            rip,
+            rsp_cr2_cr3: [rsp, cr2, cr3],
+        } => {
             let report = format!(
                 "triple fault on processor {} at RIP {rip:#018x} (RSP {rsp:#x}, CR2 {cr2:#x}, \
                  CR3 {cr3:#x})",
@@ -252,10 +284,17 @@ fn run_processor(mut processor: VirtualProcessor, devices: &Devices) {
             devices.finish(End::Exit(VmExit::Crashed { report }));
         }
         VpStop::Unexpected(what) => {
-            devices.finish(End::Failed(format!("processor {} stopped: {what}", processor.index())));
+            devices.finish(End::Failed(format!(
+                "processor {} stopped: {what}",
+                processor.index()
+            )));
         }
     }
-    tracing::debug!(vp = processor.index(), retired = processor.retired(), "processor stopped");
+    tracing::debug!(
+        vp = processor.index(),
+        retired = processor.retired(),
+        "processor stopped"
+    );
 }
 
 /// What the guest reported through the crash MSRs, for a person.
@@ -269,7 +308,10 @@ fn crash_report(crash: &CrashReport) -> String {
         report.push('\n');
         // What a guest says may hold anything; a terminal gets text only.
         let text = String::from_utf8_lossy(message);
-        report.extend(text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()));
+        report.extend(
+            text.chars()
+                .filter(|c| *c == '\n' || *c == '\t' || !c.is_control()),
+        );
     }
     report
 }
@@ -280,14 +322,20 @@ fn vm_error(error: impl std::fmt::Display) -> VmError {
 
 fn load(partition: &Partition, plan: &LoadPlan<'_>) -> Result<(), VmError> {
     for segment in &plan.segments {
-        partition.write_guest(segment.gpa, segment.bytes()).map_err(vm_error)?;
+        partition
+            .write_guest(segment.gpa, segment.bytes())
+            .map_err(vm_error)?;
     }
     // The partition's memory is new, so what must be zero is.
     Ok(())
 }
 
 fn place_acpi(partition: &Partition, config: &VmConfig, map: &MemoryMap) -> Result<(), VmError> {
-    let top = map.ranges().last().map_or(0, |range| range.end).max(layout::MMIO_GAP_END);
+    let top = map
+        .ranges()
+        .last()
+        .map_or(0, |range| range.end)
+        .max(layout::MMIO_GAP_END);
     let tables = build_tables(&AcpiConfig {
         processors: config.processors,
         base_gpa: layout::ACPI_GPA,
@@ -297,7 +345,9 @@ fn place_acpi(partition: &Partition, config: &VmConfig, map: &MemoryMap) -> Resu
         ..AcpiConfig::default()
     });
     let tables = tables.map_err(vm_error)?;
-    partition.write_guest(tables.base_gpa, &tables.blob).map_err(vm_error)
+    partition
+        .write_guest(tables.base_gpa, &tables.blob)
+        .map_err(vm_error)
 }
 
 fn chipset_config(config: &VmConfig, console: &SerialConsole) -> ChipsetConfig {
@@ -314,6 +364,21 @@ fn chipset_config(config: &VmConfig, console: &SerialConsole) -> ChipsetConfig {
             },
         }),
     }
+}
+
+/// The memory type registers as a PC's firmware leaves them: everything
+/// write-back but the legacy video area.
+fn memory_types() -> Vec<(Name, HvRegisterValue)> {
+    const ENABLED_WRITE_BACK: u64 = 0xc06;
+    const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+    const FIXED_RANGES: u32 = 11;
+    const VIDEO: u32 = 2;
+    let mut registers = vec![(Name::MTRR_DEF_TYPE, ENABLED_WRITE_BACK.into())];
+    for index in 0..FIXED_RANGES {
+        let value = if index == VIDEO { 0 } else { WRITE_BACK };
+        registers.push((Name(Name::MTRR_FIX64K00000.0 + index), value.into()));
+    }
+    registers
 }
 
 /// The boot processor's registers as the plan wants them.

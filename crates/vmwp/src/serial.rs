@@ -42,7 +42,10 @@ impl Shared {
     fn push(&self, bytes: &[u8]) {
         let mut input = self.input();
         while input.bytes.len() + bytes.len() > INPUT_CAPACITY && !input.closed {
-            input = self.changed.wait(input).unwrap_or_else(PoisonError::into_inner);
+            input = self
+                .changed
+                .wait(input)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         input.bytes.extend(bytes);
         self.changed.notify_all();
@@ -60,7 +63,10 @@ impl Shared {
                     continue;
                 }
             }
-            input = self.changed.wait(input).unwrap_or_else(PoisonError::into_inner);
+            input = self
+                .changed
+                .wait(input)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -108,21 +114,33 @@ impl SerialConsole {
                 Box::new(std::io::stdout())
             }
             Console::Captured { input, output } => {
-                std::thread::Builder::new().name("console-input".into()).spawn(move || {
-                    while let Ok(bytes) = input.recv() {
-                        feed.push(&bytes);
-                    }
-                })?;
+                std::thread::Builder::new()
+                    .name("console-input".into())
+                    .spawn(move || {
+                        while let Ok(bytes) = input.recv() {
+                            feed.push(&bytes);
+                        }
+                    })?;
                 output
             }
         };
         let mut threads = Vec::new();
         let copy = move || copy_output(&reader, output);
-        threads.push(std::thread::Builder::new().name("console-output".into()).spawn(copy)?);
+        threads.push(
+            std::thread::Builder::new()
+                .name("console-output".into())
+                .spawn(copy)?,
+        );
         let pump = shared.clone();
-        let pump = std::thread::Builder::new().name("console-pump".into()).spawn(move || pump.pump());
+        let pump = std::thread::Builder::new()
+            .name("console-pump".into())
+            .spawn(move || pump.pump());
         threads.push(pump?);
-        Ok(Self { shared, threads, _terminal: terminal })
+        Ok(Self {
+            shared,
+            threads,
+            _terminal: terminal,
+        })
     }
 
     /// The host side of a new UART.
@@ -150,7 +168,11 @@ impl Drop for SerialConsole {
         }
         self.shared.changed.notify_all();
         // The writer's end lets the output thread finish what there is.
-        self.shared.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared
+            .output
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

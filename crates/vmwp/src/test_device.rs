@@ -39,8 +39,9 @@ pub(crate) fn carry_out(partition: &Partition, request: HvTestRequest) {
 
 /// Asserts a SINT without a message: its vector, on its processor.
 fn signal(partition: &Partition, vp: u32, sint: u8) -> Result<(), vid::HvError> {
-    let Some(vector) = partition.sint_vector(vp, sint) else { return Ok(()) };
+    let Some(vector) = partition.sint_vector(vp, sint) else {
+        return Ok(());
+    };
     let control = HvInterruptControl::new(HvInterruptType::FIXED, false, false);
     partition.assert_interrupt(control, u64::from(vp), vector)
 }
-

@@ -89,7 +89,11 @@ pub fn write(offset: u32, value: u32) {
 
 /// This processor's APIC id.
 pub fn id() -> u32 {
-    if x2apic() { read(register::ID) } else { read(register::ID) >> 24 }
+    if x2apic() {
+        read(register::ID)
+    } else {
+        read(register::ID) >> 24
+    }
 }
 
 /// Software-enables the APIC and accepts everything.

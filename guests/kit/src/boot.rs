@@ -119,8 +119,12 @@ fn read_multiboot() {
 
 /// The value after `key` in a module of `KEY=number` lines, or 0.
 fn environment_number(text: &[u8], key: &[u8]) -> u32 {
-    let Some(at) = text.windows(key.len()).position(|part| part == key) else { return 0 };
-    let digits = text[at + key.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    let Some(at) = text.windows(key.len()).position(|part| part == key) else {
+        return 0;
+    };
+    let digits = text[at + key.len()..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + u32::from(digit - b'0'))
 }
 
@@ -160,7 +164,10 @@ fn keep_command_line(start: u64) {
 /// The loader's command line (at most 256 bytes), the image's name first.
 pub fn command_line() -> &'static str {
     let line = memory::bytes(COMMAND_LINE.as_ptr() as u64, COMMAND_LINE.len() as u64);
-    let length = line.iter().position(|byte| *byte == 0).unwrap_or(line.len());
+    let length = line
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(line.len());
     core::str::from_utf8(&line[..length]).unwrap_or("")
 }
 

@@ -120,7 +120,12 @@ pub struct Cpuid {
 /// Executes CPUID.
 pub fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
     let found = core::arch::x86_64::__cpuid_count(leaf, subleaf);
-    Cpuid { eax: found.eax, ebx: found.ebx, ecx: found.ecx, edx: found.edx }
+    Cpuid {
+        eax: found.eax,
+        ebx: found.ebx,
+        ecx: found.ecx,
+        edx: found.edx,
+    }
 }
 
 /// Is `bit` of CPUID.1:ECX set?
@@ -156,7 +161,11 @@ pub fn is_amd() -> bool {
 
 /// The number of physical address bits (CPUID 8000_0008).
 pub fn physical_bits() -> u32 {
-    if cpuid(0x8000_0000, 0).eax >= 0x8000_0008 { cpuid(0x8000_0008, 0).eax & 0xff } else { 36 }
+    if cpuid(0x8000_0000, 0).eax >= 0x8000_0008 {
+        cpuid(0x8000_0008, 0).eax & 0xff
+    } else {
+        36
+    }
 }
 
 /// Reads a model-specific register; faults (#GP) when there is none.

@@ -106,7 +106,10 @@ pub const TASK: u16 = 0x48;
 
 /// Puts a descriptor into the excursion's table.
 pub fn set_descriptor(selector: u16, value: u64) {
-    memory::write64((&raw const kit_legacy_gdt) as u64 + u64::from(selector & !7), value);
+    memory::write64(
+        (&raw const kit_legacy_gdt) as u64 + u64::from(selector & !7),
+        value,
+    );
 }
 
 /// Reads a descriptor of the excursion's table.
@@ -182,7 +185,9 @@ pub fn run(entry: u64, argument: u32, paging: Paging) -> Outcome {
 fn set_gate_once(vector: u8, target: u32) {
     let at = (&raw const kit_legacy_idt) as u64 + u64::from(vector) * 8;
     if memory::read64(at) == 0 {
-        set_gate(vector, selector::CODE32, target, 0x8e);
+        // INT3 and INTO are for user code too.
+        let access = if matches!(vector, 3 | 4) { 0xee } else { 0x8e };
+        set_gate(vector, selector::CODE32, target, access);
     }
 }
 
@@ -236,7 +241,11 @@ pub fn run_real(code: &[u8]) -> Result<RealOutcome, Fault> {
         memory::copy_to(stub, &[0xb8, vector as u8, 0, 0xe9, low, high]);
         memory::write32(vector * 4, stub as u32);
     }
-    run((&raw const kit_real_call) as u64, REAL_CODE as u32, Paging::default())?;
+    run(
+        (&raw const kit_real_call) as u64,
+        REAL_CODE as u32,
+        Paging::default(),
+    )?;
     let word = |address: u64| memory::read32(address) as u16;
     Ok(RealOutcome {
         ax: word(0x50a),

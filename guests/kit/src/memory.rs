@@ -114,7 +114,10 @@ pub fn aligned_pages(count: u64, alignment: u64) -> u64 {
         start = next.next_multiple_of(alignment);
         Some(start + count * 0x1000)
     });
-    assert!(start + count * 0x1000 <= TOP.load(Ordering::Relaxed), "out of guest memory");
+    assert!(
+        start + count * 0x1000 <= TOP.load(Ordering::Relaxed),
+        "out of guest memory"
+    );
     // SAFETY: the pages are RAM that the allocator gave to nobody else.
     unsafe { core::ptr::write_bytes(start as *mut u8, 0, (count * 0x1000) as usize) };
     start
@@ -130,7 +133,9 @@ pub struct Tables {
 impl Tables {
     /// The tables that the kit booted with: 4 GiB, identity, open to user mode.
     pub fn boot() -> Self {
-        Self { root: (&raw const kit_pml4) as u64 }
+        Self {
+            root: (&raw const kit_pml4) as u64,
+        }
     }
 
     /// New tables that share the kit's identity map.

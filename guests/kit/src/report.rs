@@ -23,7 +23,11 @@ pub fn run(image: &str, tests: &[Test]) -> ! {
     for test in tests.iter().filter(|test| options::selected(test.name)) {
         println!("TEST: {}", test.name);
         if let Err(fault) = trap::attempt(test.run) {
-            fail(test.name, format_args!("{fault:x?}"), format_args!("no exception"));
+            fail(
+                test.name,
+                format_args!("{fault:x?}"),
+                format_args!("no exception"),
+            );
         }
         trap::clear_handlers();
     }
@@ -70,7 +74,11 @@ pub fn skip(name: impl core::fmt::Display, reason: &str) {
 
 /// Records whether `got` is `expected`.
 pub fn equal<T: PartialEq + Debug>(name: impl core::fmt::Display, got: T, expected: T) {
-    if got == expected { pass(name) } else { fail(name, got, expected) }
+    if got == expected {
+        pass(name)
+    } else {
+        fail(name, got, expected)
+    }
 }
 
 /// Checks a condition: `check!(condition, "name {}", …)`.

@@ -107,7 +107,10 @@ pub fn load(index: usize) {
     let tss = own.tss.as_ptr() as u64;
     // The stack for privilege level 0, then IST 1 to 5.
     for offset in [4u64, 36, 44, 52, 60, 68] {
-        memory::write64(tss + offset, memory::pages(STACK_PAGES) + STACK_PAGES * 0x1000);
+        memory::write64(
+            tss + offset,
+            memory::pages(STACK_PAGES) + STACK_PAGES * 0x1000,
+        );
     }
     // No port is open to user mode: the map lies beyond the limit.
     memory::write32(tss + 100, 104 << 16);
@@ -131,7 +134,10 @@ pub fn system_descriptor(base: u64, limit: u64, access: u64) -> [u64; 2] {
 
 /// Loads the descriptor-table register and the kit's segments.
 pub fn load_gdt(base: u64, slots: usize) {
-    let pointer = TablePointer { limit: (slots * 8 - 1) as u16, base };
+    let pointer = TablePointer {
+        limit: (slots * 8 - 1) as u16,
+        base,
+    };
     insn!(
         "lgdt [{pointer}]",
         "push 0x08",

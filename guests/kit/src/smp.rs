@@ -48,9 +48,15 @@ pub fn start() -> usize {
         install_trampoline();
         apic::send(0, icr::OTHERS | icr::INIT | icr::ASSERT);
         time::delay_us(10_000);
-        apic::send(0, icr::OTHERS | icr::STARTUP | icr::ASSERT | (TRAMPOLINE >> 12) as u32);
+        apic::send(
+            0,
+            icr::OTHERS | icr::STARTUP | icr::ASSERT | (TRAMPOLINE >> 12) as u32,
+        );
         if !time::wait_for(200, || running() == wanted) {
-            apic::send(0, icr::OTHERS | icr::STARTUP | icr::ASSERT | (TRAMPOLINE >> 12) as u32);
+            apic::send(
+                0,
+                icr::OTHERS | icr::STARTUP | icr::ASSERT | (TRAMPOLINE >> 12) as u32,
+            );
         }
         time::wait_for(10_000, || running() == wanted);
     }
@@ -63,7 +69,10 @@ pub fn start() -> usize {
 }
 
 fn running() -> usize {
-    1 + SLOTS.iter().filter(|slot| slot.ready.load(Ordering::SeqCst)).count()
+    1 + SLOTS
+        .iter()
+        .filter(|slot| slot.ready.load(Ordering::SeqCst))
+        .count()
 }
 
 /// Copies the real-mode entry code below 1 MiB.
@@ -161,7 +170,10 @@ pub fn run_on<R, F: FnOnce() -> R>(index: usize, code: F) -> Option<R> {
             Err(fault) => crate::println!("processor {}: {fault:x?}", self::index()),
         }
     }
-    let mut call = Call { code: MaybeUninit::new(code), result: None };
+    let mut call = Call {
+        code: MaybeUninit::new(code),
+        result: None,
+    };
     start_on(index, enter::<R, F>, &raw mut call as usize);
     if !join(index, 30_000) {
         crate::report::fail("work on another processor ends", false, true);

@@ -206,9 +206,17 @@ pub fn attempt<R, F: FnOnce() -> R>(code: F) -> Result<R, Fault> {
             call.result.write(code());
         }
     }
-    let mut call = Call { code: MaybeUninit::new(code), result: MaybeUninit::<R>::uninit() };
-    let mut recovery =
-        Recovery { rsp: 0, cr0: 0, cr3: 0, cr4: 0, fault: MaybeUninit::uninit() };
+    let mut call = Call {
+        code: MaybeUninit::new(code),
+        result: MaybeUninit::<R>::uninit(),
+    };
+    let mut recovery = Recovery {
+        rsp: 0,
+        cr0: 0,
+        cr3: 0,
+        cr4: 0,
+        fault: MaybeUninit::uninit(),
+    };
     let own = segments::current();
     // SAFETY: the recovery point is in place exactly while its stack frame is; `result` and
     // `fault` are read only after the branch that initialised them.

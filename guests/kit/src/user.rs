@@ -53,9 +53,18 @@ pub fn call<F: FnOnce() -> u64>(code: F) -> Result<u64, Fault> {
     }
     let mut data = MaybeUninit::new(code);
     let entry = run::<F> as extern "C" fn(*mut MaybeUninit<F>) -> u64;
-    let ended =
-        enter(selector::USER_CODE64, entry as u64, user_stack(), 2, &raw mut data as u64);
-    if ended.vector == vector::USER_RETURN { Ok(ended.rax) } else { Err(ended) }
+    let ended = enter(
+        selector::USER_CODE64,
+        entry as u64,
+        user_stack(),
+        2,
+        &raw mut data as u64,
+    );
+    if ended.vector == vector::USER_RETURN {
+        Ok(ended.rax)
+    } else {
+        Err(ended)
+    }
 }
 
 fn user_stack() -> u64 {

@@ -87,12 +87,20 @@ fn load_segments(input: &[u8]) -> Result<Vec<Segment>, String> {
             });
         }
     }
-    if segments.is_empty() { Err("nothing to load".into()) } else { Ok(segments) }
+    if segments.is_empty() {
+        Err("nothing to load".into())
+    } else {
+        Ok(segments)
+    }
 }
 
 fn u64_at(input: &[u8], offset: usize) -> Result<u64, String> {
-    let bytes = input.get(offset..offset + 8).ok_or("the file is cut short")?;
-    Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| "the file is cut short")?))
+    let bytes = input
+        .get(offset..offset + 8)
+        .ok_or("the file is cut short")?;
+    Ok(u64::from_le_bytes(
+        bytes.try_into().map_err(|_| "the file is cut short")?,
+    ))
 }
 
 fn narrow(value: u64) -> Result<u32, String> {

@@ -20,7 +20,9 @@ fn main() -> ExitCode {
         eprintln!("usage: mkimage OUTPUT-FOLDER [IMAGE…]");
         return ExitCode::from(2);
     };
-    let names: Vec<String> = arguments.map(|name| name.to_string_lossy().into_owned()).collect();
+    let names: Vec<String> = arguments
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
     match build(Path::new(&output), &names) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,14 +34,23 @@ fn main() -> ExitCode {
 
 /// Compiles the images (all of them when `names` is empty) and converts them into `output`.
 fn build(output: &Path, names: &[String]) -> Result<(), Box<dyn Error>> {
-    let workspace =
-        Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace above mkimage")?;
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .ok_or("no workspace above mkimage")?;
     let built = output.join("build");
     std::fs::create_dir_all(&built)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(workspace)
-        .args(["build", "--release", "--quiet", "--package", "guest-images", "--target", TARGET])
+        .args([
+            "build",
+            "--release",
+            "--quiet",
+            "--package",
+            "guest-images",
+            "--target",
+            TARGET,
+        ])
         .arg("--target-dir")
         .arg(&built)
         .env("RUSTFLAGS", RUSTFLAGS)
@@ -74,7 +85,9 @@ fn linked_images(folder: &Path, names: &[String]) -> Result<Vec<PathBuf>, Box<dy
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let plain = path.extension().is_none()
-            && !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+            && !path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.'));
         if plain && path.is_file() {
             found.push(path);
         }

@@ -5,7 +5,7 @@ use tlfs::{HV_PAGE_SHIFT, HV_PAGE_SIZE, HvInterceptAccessMask};
 use super::intercept::{self, Access};
 use super::run::Execution;
 use super::{Halt, InterceptKind, RunOutcome};
-use crate::processor::{Completion, Exit};
+use crate::processor::{Completion, Exception, Exit};
 
 impl Execution<'_> {
     /// Answers an exit; what the hypervisor cannot answer is an intercept.
@@ -132,6 +132,13 @@ impl Execution<'_> {
 
     fn mmio_write(&mut self, gpa: u64, size: u8, value: u64) -> Option<RunOutcome> {
         let Some(offset) = self.apic_offset(gpa) else {
+            // A store to the hypercall page faults (TLFS 3.13).
+            if self
+                .hypervisor
+                .is_hypercall_page(&self.partition, gpa >> HV_PAGE_SHIFT)
+            {
+                return self.complete(Completion::Fault(Exception::GENERAL_PROTECTION));
+            }
             let access = Access {
                 gpa,
                 size,

@@ -54,7 +54,10 @@ pub(crate) struct Summary {
 impl Outcome {
     /// The counts of the summary line, if the guest came that far.
     pub(crate) fn summary(&self) -> Option<Summary> {
-        let line = self.log.lines().find_map(|line| line.strip_prefix("SUMMARY: "))?;
+        let line = self
+            .log
+            .lines()
+            .find_map(|line| line.strip_prefix("SUMMARY: "))?;
         let mut numbers = line
             .split(|character: char| !character.is_ascii_digit())
             .filter_map(|number| number.parse().ok());
@@ -74,7 +77,11 @@ pub(crate) fn run(image: &str, cmdline: &str, processors: u32, limit: Duration) 
     let output = File::create(&log).expect("a log file in the target folder");
     let errors = output.try_clone().expect("a second handle of the log file");
     let mut child = Command::new(env!("CARGO_BIN_EXE_partita"))
-        .args([OsStr::new("run"), OsStr::new("--kernel"), kernel.as_os_str()])
+        .args([
+            OsStr::new("run"),
+            OsStr::new("--kernel"),
+            kernel.as_os_str(),
+        ])
         .args(["--test-device", "--no-reboot", "--memory", "256M"])
         .args(["--processors", &processors.to_string()])
         .args(["--cmdline", cmdline])
@@ -97,5 +104,8 @@ pub(crate) fn run(image: &str, cmdline: &str, processors: u32, limit: Duration) 
         std::thread::sleep(Duration::from_millis(20));
     };
     let text = std::fs::read(&log).expect("the log can be read");
-    Outcome { status, log: String::from_utf8_lossy(&text).replace('\r', "") }
+    Outcome {
+        status,
+        log: String::from_utf8_lossy(&text).replace('\r', ""),
+    }
 }

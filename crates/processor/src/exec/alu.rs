@@ -178,7 +178,11 @@ fn update_apart<T: Word>(
 
 macro_rules! unary_form {
     ($type:ty, $operation:ident, $memory:expr) => {
-        if $memory { unary_memory::<$operation, $type> } else { unary_register::<$operation, $type> }
+        if $memory {
+            unary_memory::<$operation, $type>
+        } else {
+            unary_register::<$operation, $type>
+        }
     };
 }
 

@@ -75,7 +75,11 @@ fn apply(kind: u8, value: u64, at: u64, flags: &mut ArithFlags) -> u64 {
 }
 
 fn bit_register<const IMMEDIATE: bool>(vp: &mut Vp, op: &Op) -> Step {
-    let index = if IMMEDIATE { op.imm } else { vp.state.gpr[usize::from(op.dst) & 31] };
+    let index = if IMMEDIATE {
+        op.imm
+    } else {
+        vp.state.gpr[usize::from(op.dst) & 31]
+    };
     let index = index & (u64::from(op.size) * 8 - 1);
     let value = vp.gpr(op.size, op.src);
     let result = apply(op.aux, value, index, &mut vp.state.arith);
@@ -87,7 +91,11 @@ fn bit_register<const IMMEDIATE: bool>(vp: &mut Vp, op: &Op) -> Step {
 
 fn bit_memory(vp: &mut Vp, op: &Op) -> Step {
     let index = op.imm & (u64::from(op.size) * 8 - 1);
-    let access = if op.aux == 0 { Access::Read } else { Access::Write };
+    let access = if op.aux == 0 {
+        Access::Read
+    } else {
+        Access::Write
+    };
     let linear = vp.linear(op, u64::from(op.size), access)?;
     bit_at(vp, op, linear, index)
 }
@@ -98,9 +106,15 @@ fn bit_string(vp: &mut Vp, op: &Op) -> Step {
     let raw = vp.gpr(op.size, op.dst);
     let signed = ((raw << (64 - bits)) as i64) >> (64 - bits);
     let words = signed >> bits.trailing_zeros();
-    let offset = vp.effective(op).wrapping_add((words * i64::from(op.size)) as u64);
+    let offset = vp
+        .effective(op)
+        .wrapping_add((words * i64::from(op.size)) as u64);
     let offset = vp.mask_address(offset, op.address_size);
-    let access = if op.aux == 0 { Access::Read } else { Access::Write };
+    let access = if op.aux == 0 {
+        Access::Read
+    } else {
+        Access::Write
+    };
     let size = u64::from(op.size);
     let linear = vp.segment_linear(usize::from(op.segment), offset, size, access)?;
     bit_at(vp, op, linear, raw & (bits - 1))
@@ -119,8 +133,12 @@ fn bit_at(vp: &mut Vp, op: &Op, linear: u64, index: u64) -> Step {
     }
     let kind = op.aux;
     match op.size {
-        2 => update(vp, linear, |v: u16, f| apply(kind, u64::from(v), index, f) as u16),
-        4 => update(vp, linear, |v: u32, f| apply(kind, u64::from(v), index, f) as u32),
+        2 => update(vp, linear, |v: u16, f| {
+            apply(kind, u64::from(v), index, f) as u16
+        }),
+        4 => update(vp, linear, |v: u32, f| {
+            apply(kind, u64::from(v), index, f) as u32
+        }),
         _ => update(vp, linear, |v: u64, f| apply(kind, v, index, f)),
     }
 }

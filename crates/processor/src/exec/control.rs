@@ -15,11 +15,23 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op, mode: Mode) -> Opti
     let run: OpFn = if instruction.is_jcc_short_or_near() {
         let condition = condition_number(instruction.condition_code());
         op.dst = condition;
-        if mode.bits == 64 && op.aux == 8 { JCC64[usize::from(condition & 15)] } else { jcc }
+        if mode.bits == 64 && op.aux == 8 {
+            JCC64[usize::from(condition & 15)]
+        } else {
+            jcc
+        }
     } else if instruction.is_jmp_short_or_near() {
-        if mode.bits == 64 && op.aux == 8 { jmp64 } else { jmp }
+        if mode.bits == 64 && op.aux == 8 {
+            jmp64
+        } else {
+            jmp
+        }
     } else if instruction.is_call_near() {
-        if mode.bits == 64 && op.aux == 8 { call64 } else { call }
+        if mode.bits == 64 && op.aux == 8 {
+            call64
+        } else {
+            call
+        }
     } else if instruction.is_jmp_near_indirect() {
         op.size = op.aux;
         jmp_indirect
@@ -76,14 +88,22 @@ impl Vp {
     /// Goes to `target`, checked against the code segment's limit or for
     /// being canonical. Nothing of the branch may have been done before.
     #[inline]
-    pub(crate) fn check_target(&mut self, target: u64, size: u8) -> Result<u64, crate::fault::Stop> {
+    pub(crate) fn check_target(
+        &mut self,
+        target: u64,
+        size: u8,
+    ) -> Result<u64, crate::fault::Stop> {
         if self.state.code64() {
             if !mmu::canonical(target) {
                 return Err(self.gp(0));
             }
             return Ok(target);
         }
-        let target = if size == 2 { target & 0xffff } else { target & 0xffff_ffff };
+        let target = if size == 2 {
+            target & 0xffff
+        } else {
+            target & 0xffff_ffff
+        };
         if target > u64::from(self.state.seg[seg::CS].limit) {
             return Err(self.raise(Fault::new(vector::GP, 0)));
         }
@@ -123,7 +143,11 @@ macro_rules! jcc64 {
 jcc64!(jo 0, jno 1, jb 2, jae 3, je 4, jne 5, jbe 6, ja 7, js 8, jns 9, jp 10, jnp 11, jl 12, jge 13, jle 14, jg 15);
 
 fn jcc(vp: &mut Vp, op: &Op) -> Step {
-    if vp.state.arith.condition(op.dst) { vp.branch(op) } else { Ok(()) }
+    if vp.state.arith.condition(op.dst) {
+        vp.branch(op)
+    } else {
+        Ok(())
+    }
 }
 
 fn jmp64(vp: &mut Vp, op: &Op) -> Step {
@@ -205,5 +229,9 @@ fn loop_count(vp: &mut Vp, op: &Op) -> Step {
 }
 
 fn jcxz(vp: &mut Vp, op: &Op) -> Step {
-    if vp.gpr(op.address_size, reg::RCX as u8) == 0 { vp.branch(op) } else { Ok(()) }
+    if vp.gpr(op.address_size, reg::RCX as u8) == 0 {
+        vp.branch(op)
+    } else {
+        Ok(())
+    }
 }

@@ -92,7 +92,11 @@ fn cmov<T: Word>(vp: &mut Vp, op: &Op) -> Step {
         vp.reg::<T>(op.src)
     };
     // A 32-bit CMOV clears the upper half even where the condition fails.
-    let value = if vp.state.arith.condition(op.aux) { value } else { vp.reg::<T>(op.dst) };
+    let value = if vp.state.arith.condition(op.aux) {
+        value
+    } else {
+        vp.reg::<T>(op.dst)
+    };
     vp.set_reg(op.dst, value);
     Ok(())
 }

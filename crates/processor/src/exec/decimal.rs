@@ -40,14 +40,14 @@ fn flags(vp: &Vp) -> (bool, bool) {
 
 /// Sets CF and AF as given and SF, ZF, PF from `result`.
 fn set_flags(vp: &mut Vp, result: u8, carry: bool, auxiliary: bool) {
-    let mut bits = u64::from(carry) * rflags::CF | u64::from(auxiliary) * rflags::AF;
+    let mut bits = (u64::from(carry) * rflags::CF) | (u64::from(auxiliary) * rflags::AF);
     if result == 0 {
         bits |= rflags::ZF;
     }
     if result & 0x80 != 0 {
         bits |= rflags::SF;
     }
-    if result.count_ones() % 2 == 0 {
+    if result.count_ones().is_multiple_of(2) {
         bits |= rflags::PF;
     }
     vp.state.arith = ArithFlags::from_bits(bits);
@@ -58,7 +58,7 @@ fn set_flags(vp: &mut Vp, result: u8, carry: bool, auxiliary: bool) {
 
 /// Sets CF and AF as given and the rest as an operation left them.
 fn keep_flags(vp: &mut Vp, from: ArithFlags, carry: bool, auxiliary: bool) {
-    let own = u64::from(carry) * rflags::CF | u64::from(auxiliary) * rflags::AF;
+    let own = (u64::from(carry) * rflags::CF) | (u64::from(auxiliary) * rflags::AF);
     let rest = from.bits() & !(rflags::CF | rflags::AF);
     vp.state.arith = ArithFlags::from_bits(rest | own);
 }

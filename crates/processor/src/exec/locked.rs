@@ -54,7 +54,11 @@ macro_rules! cmpxchg_form {
 use cmpxchg_form;
 macro_rules! xchg_form {
     ($type:ty, $memory:ident) => {
-        if $memory { xchg_memory::<$type> as OpFn } else { xchg_register::<$type> }
+        if $memory {
+            xchg_memory::<$type> as OpFn
+        } else {
+            xchg_register::<$type>
+        }
     };
 }
 
@@ -173,14 +177,23 @@ fn compare_in_memory<T: Number>(
         Some((at, page)) => {
             let seen = T::load(at);
             // The processor writes in either case.
-            if seen.widen() == expected.widen() { new } else { seen }.store(at);
+            if seen.widen() == expected.widen() {
+                new
+            } else {
+                seen
+            }
+            .store(at);
             vp.wrote(page);
             Ok(seen)
         }
         None => {
             let _split = split_lock();
             let seen = vp.load::<T>(linear)?;
-            let value = if seen.widen() == expected.widen() { new } else { seen };
+            let value = if seen.widen() == expected.widen() {
+                new
+            } else {
+                seen
+            };
             vp.store(linear, value)?;
             Ok(seen)
         }

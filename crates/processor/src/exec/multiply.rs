@@ -22,7 +22,11 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
                 if count == 3 && instruction.op1_kind() == OpKind::Register {
                     op.src = register_number(instruction.op1_register());
                 }
-                if count == 3 { imul_immediate } else { imul_register }
+                if count == 3 {
+                    imul_immediate
+                } else {
+                    imul_register
+                }
             }
         },
         Mnemonic::Div => div,

@@ -112,7 +112,8 @@ impl Vp {
     fn sum(&self, op: &Op) -> u64 {
         let base = self.state.gpr[usize::from(op.base) & 31];
         let index = self.state.gpr[usize::from(op.index) & 31];
-        base.wrapping_add(index << (op.scale & 3)).wrapping_add(op.disp)
+        base.wrapping_add(index << (op.scale & 3))
+            .wrapping_add(op.disp)
     }
 
     /// The memory operand's offset in its segment.
@@ -143,7 +144,11 @@ impl Vp {
         let descriptor = self.state.seg[segment & 7];
         if self.state.code64() {
             let based = segment == seg::FS || segment == seg::GS;
-            return Ok(if based { descriptor.base.wrapping_add(offset) } else { offset });
+            return Ok(if based {
+                descriptor.base.wrapping_add(offset)
+            } else {
+                offset
+            });
         }
         let kind = descriptor.kind();
         let code = kind & 8 != 0;
@@ -162,7 +167,11 @@ impl Vp {
         let limit = u64::from(descriptor.limit);
         let expand_down = !code && kind & 4 != 0 && !self.state.real_segments();
         let inside = if expand_down {
-            let top = if descriptor.big() { 0xffff_ffff } else { 0xffff };
+            let top = if descriptor.big() {
+                0xffff_ffff
+            } else {
+                0xffff
+            };
             offset > limit && last <= top && offset <= last
         } else {
             last <= limit && offset <= last
@@ -175,7 +184,11 @@ impl Vp {
 
     #[cold]
     fn segment_fault(&mut self, segment: usize) -> Stop {
-        let vector = if segment == seg::SS { vector::SS } else { vector::GP };
+        let vector = if segment == seg::SS {
+            vector::SS
+        } else {
+            vector::GP
+        };
         self.raise(Fault::new(vector, 0))
     }
 

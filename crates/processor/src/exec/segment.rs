@@ -200,7 +200,7 @@ pub(crate) fn pop_segment(vp: &mut Vp, op: &Op) -> Step {
 /// A load of SS holds off events for one instruction.
 fn shadow(vp: &mut Vp, op: &Op) {
     if usize::from(op.dst) == seg::SS {
-        vp.set_attention(attention::SHADOW, true);
+        vp.set_attention(attention::SHADOW | attention::STACK_SHADOW, true);
     }
 }
 

@@ -73,7 +73,11 @@ fn shift<O: Shift + 'static>(instruction: &Instruction, op: &mut Op) -> OpFn {
 
 #[inline(always)]
 fn count<const BY_CL: bool>(vp: &Vp, op: &Op) -> u8 {
-    if BY_CL { vp.state.gpr[reg::RCX] as u8 } else { op.imm as u8 }
+    if BY_CL {
+        vp.state.gpr[reg::RCX] as u8
+    } else {
+        op.imm as u8
+    }
 }
 
 fn shift_register<O: Shift, T: Bits, const BY_CL: bool>(vp: &mut Vp, op: &Op) -> Step {
@@ -105,7 +109,11 @@ fn shrd(vp: &mut Vp, op: &Op) -> Step {
 }
 
 fn double_shift(vp: &mut Vp, op: &Op, right: bool) -> Step {
-    let count = if op.aux != 0 { vp.state.gpr[reg::RCX] as u8 } else { op.imm as u8 };
+    let count = if op.aux != 0 {
+        vp.state.gpr[reg::RCX] as u8
+    } else {
+        op.imm as u8
+    };
     let fill = vp.gpr(op.size, op.dst);
     let apply = |value: u64, flags: &mut ArithFlags| match (op.size, right) {
         (2, false) => u64::from(arith::shld16(value as u16, fill as u16, count, flags)),

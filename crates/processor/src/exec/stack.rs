@@ -187,8 +187,12 @@ fn enter_frame(vp: &mut Vp, op: &Op) -> Step {
     }
     let top = vp.state.gpr[reg::RSP].wrapping_sub(op.imm);
     // The new top must be writable, though nothing is stored there.
-    let linear =
-        vp.segment_linear(crate::state::seg::SS, top & vp.stack_mask, size, Access::Write)?;
+    let linear = vp.segment_linear(
+        crate::state::seg::SS,
+        top & vp.stack_mask,
+        size,
+        Access::Write,
+    )?;
     vp.check_store(linear, size)?;
     vp.set_stack_pointer(top);
     vp.set_gpr(op.size, reg::RBP as u8, frame);

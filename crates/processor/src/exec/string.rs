@@ -76,7 +76,11 @@ form!(scas_form, scas, scas);
 /// A step of one element in the direction of DF.
 #[inline]
 fn stride<T: Word>(vp: &Vp) -> u64 {
-    if vp.state.system_flags & rflags::DF != 0 { T::SIZE.wrapping_neg() } else { T::SIZE }
+    if vp.state.system_flags & rflags::DF != 0 {
+        T::SIZE.wrapping_neg()
+    } else {
+        T::SIZE
+    }
 }
 
 impl Vp {
@@ -144,6 +148,7 @@ fn single_stepping(vp: &Vp) -> bool {
 
 #[cold]
 fn give_way(vp: &mut Vp) -> Step {
+    vp.suspend_repeat();
     vp.stop = StopReason::Yield;
     Err(Stop)
 }
@@ -153,7 +158,10 @@ fn movs<T: Word>(vp: &mut Vp, op: &Op) -> Step {
         if let Some(done) = movs_bulk::<T>(vp, op, count) {
             return Ok((done, true));
         }
-        let (si, di) = (vp.string_register(op, reg::RSI), vp.string_register(op, reg::RDI));
+        let (si, di) = (
+            vp.string_register(op, reg::RSI),
+            vp.string_register(op, reg::RDI),
+        );
         let from = vp.segment_linear(usize::from(op.segment), si, T::SIZE, Access::Read)?;
         let value = vp.load::<T>(from)?;
         let to = vp.segment_linear(seg::ES, di, T::SIZE, Access::Write)?;
@@ -198,7 +206,11 @@ fn bulk_allowed(vp: &Vp, op: &Op, count: u64) -> bool {
 
 fn bulk_linear(vp: &Vp, op: &Op, register: usize) -> u64 {
     let segment = usize::from(op.segment);
-    let base = if segment == seg::FS || segment == seg::GS { vp.state.seg[segment].base } else { 0 };
+    let base = if segment == seg::FS || segment == seg::GS {
+        vp.state.seg[segment].base
+    } else {
+        0
+    };
     vp.state.gpr[register].wrapping_add(base)
 }
 
@@ -232,7 +244,12 @@ fn stos_bulk<T: Word>(vp: &mut Vp, op: &Op, count: u64) -> Option<u64> {
     }
     let bytes = elements * T::SIZE;
     let (target, page) = vp.mmu.lookup_write(to, bytes)?;
-    host::fill(target, vp.state.gpr[reg::RAX], elements as usize, T::SIZE as usize);
+    host::fill(
+        target,
+        vp.state.gpr[reg::RAX],
+        elements as usize,
+        T::SIZE as usize,
+    );
     vp.wrote(page);
     vp.state.gpr[reg::RDI] = to.wrapping_add(bytes);
     Some(elements)
@@ -258,7 +275,10 @@ fn still_wanted(vp: &Vp, op: &Op) -> bool {
 
 fn cmps<T: Number>(vp: &mut Vp, op: &Op) -> Step {
     repeat(vp, op, |vp, _| {
-        let (si, di) = (vp.string_register(op, reg::RSI), vp.string_register(op, reg::RDI));
+        let (si, di) = (
+            vp.string_register(op, reg::RSI),
+            vp.string_register(op, reg::RDI),
+        );
         let from = vp.segment_linear(usize::from(op.segment), si, T::SIZE, Access::Read)?;
         let a = vp.load::<T>(from)?;
         let to = vp.segment_linear(seg::ES, di, T::SIZE, Access::Read)?;

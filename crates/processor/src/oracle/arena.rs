@@ -86,6 +86,14 @@ pub(super) fn offset(linear: u64) -> Option<usize> {
     None
 }
 
+/// The operand can be written.
+pub(super) fn writable(linear: u64, size: u64) -> bool {
+    REGIONS.iter().any(|region| {
+        let inside = linear.wrapping_sub(region.linear);
+        region.rights == Rights::Write && inside < region.size && size <= region.size - inside
+    })
+}
+
 /// The linear address at an offset in a view.
 pub(super) fn linear(offset: usize) -> u64 {
     let mut inside = offset as u64;

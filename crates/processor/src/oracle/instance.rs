@@ -1,6 +1,6 @@
 //! One test case of an instruction form.
 
-use super::arena::{CODE, DATA_SIZE, HIGH, LOW, PAGE, STACK, STACK_SIZE};
+use super::arena::{self, DATA_SIZE, HIGH, LOW, PAGE, STACK, STACK_SIZE};
 use super::operands::Plan;
 use super::random::Random;
 use super::{Mode, Oracle, Registers, segments};
@@ -39,7 +39,7 @@ pub(super) fn build(
     plan.fill(random)?;
     prefixes(&mut plan.instruction, random);
     let segments = segments::concerns(code);
-    if segments && !segments::unambiguous(&plan) {
+    if ambiguous(&plan, segments) {
         return None;
     }
     special(&mut plan, random, oracle);
@@ -61,6 +61,24 @@ pub(super) fn build(
         stepwise: random.chance(50),
         segments,
     })
+}
+
+/// True where it is the vendor's which of two faults of one instruction comes
+/// first: the memory operand's or the stack's, the push's or the target's, the
+/// offset's or the selector's.
+fn ambiguous(plan: &Plan, segments: bool) -> bool {
+    let instruction = &plan.instruction;
+    let Some((at, size)) = plan.target else {
+        return false;
+    };
+    let stack = [instruction.memory_base(), instruction.memory_index()]
+        .iter()
+        .any(|register| register.full_register() == Register::RSP);
+    if instruction.mnemonic() == Mnemonic::Call && stack {
+        return segments || !arena::writable(at, size);
+    }
+    segments
+        && (stack && segments::far(instruction.code()) || at.wrapping_add(32) >> 32 != at >> 32)
 }
 
 /// Start flags: random status, sometimes DF, seldom AC.
@@ -347,5 +365,4 @@ fn strings(plan: &mut Plan, random: &mut Random) {
     if plan.mode == Mode::Compatibility {
         plan.gpr[reg::RAX] &= 0xffff_ffff;
     }
-    let _ = CODE;
 }

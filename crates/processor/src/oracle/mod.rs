@@ -44,7 +44,7 @@ const GS_BASE: u64 = arena::HIGH + 0x123;
 /// Where Linux ends user addresses: a page before the canonical half does.
 const TASK_END: u64 = 0x7fff_ffff_f000;
 const INT3: u8 = 0xcc;
-const DEFAULT_CASES: u64 = 3000;
+const DEFAULT_CASES: u64 = 2000;
 const DEFAULT_SEED: u64 = 0x0070_6172_7469_7461;
 
 /// Which code runs.

@@ -10,7 +10,7 @@ use super::operands::Plan;
 use super::random::Random;
 use super::{CS_32, CS_64, Mode, SS_USER};
 use crate::reg;
-use iced_x86::{Code, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Mnemonic, OpKind};
 
 const DATA: [u16; 16] = [
     SS_USER,
@@ -77,20 +77,6 @@ pub(super) fn far(code: Code) -> bool {
             | Code::Call_ptr1616
             | Code::Call_ptr1632
     )
-}
-
-/// False where it is the vendor's which of two faults of one instruction
-/// comes first: the memory operand's or the stack's, the offset's or the
-/// selector's.
-pub(super) fn unambiguous(plan: &Plan) -> bool {
-    let instruction = &plan.instruction;
-    let stack = [instruction.memory_base(), instruction.memory_index()]
-        .iter()
-        .any(|register| register.full_register() == Register::RSP);
-    let halves = plan
-        .target
-        .is_some_and(|(at, _)| at.wrapping_add(32) >> 32 != at >> 32);
-    !(stack && far(instruction.code()) || halves)
 }
 
 /// Puts selectors where `plan`'s instruction finds them.

@@ -50,7 +50,11 @@ impl fmt::Display for Guid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let low = u64::from_be_bytes(self.data4);
         let (clock, node) = (low >> 48, low & 0xffff_ffff_ffff);
-        write!(f, "{:08x}-{:04x}-{:04x}-{clock:04x}-{node:012x}", self.data1, self.data2, self.data3)
+        write!(
+            f,
+            "{:08x}-{:04x}-{:04x}-{clock:04x}-{node:012x}",
+            self.data1, self.data2, self.data3
+        )
     }
 }
 
@@ -59,7 +63,10 @@ impl FromStr for Guid {
 
     /// The form `8-4-4-4-12`, with or without braces.
     fn from_str(text: &str) -> Result<Self, BadGuid> {
-        let inner = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or(text);
+        let inner = text
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_suffix('}'))
+            .unwrap_or(text);
         let parts: Vec<&str> = inner.split('-').collect();
         if parts.len() != 5 || !parts.iter().map(|part| part.len()).eq([8, 4, 4, 4, 12]) {
             return Err(BadGuid);
@@ -95,7 +102,13 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "ba6163d9", "ba6163d9-04a1-4d29-b605-72e2ffb1dc7", "{", "ba6163d9-04a1-4d29-b605-72e2ffb1dcxx"] {
+        for text in [
+            "",
+            "ba6163d9",
+            "ba6163d9-04a1-4d29-b605-72e2ffb1dc7",
+            "{",
+            "ba6163d9-04a1-4d29-b605-72e2ffb1dcxx",
+        ] {
             assert_eq!(text.parse::<Guid>(), Err(BadGuid));
         }
         // Multi-byte characters keep the byte lengths but are no digits.

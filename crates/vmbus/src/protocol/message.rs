@@ -370,7 +370,12 @@ impl TargetInfo {
     pub fn from_field(value: u64) -> Self {
         let [sint, vtl, _, _, f0, f1, f2, f3] = value.to_le_bytes();
         let feature_flags = u32::from_le_bytes([f0, f1, f2, f3]);
-        Self { sint, vtl, padding: 0, feature_flags }
+        Self {
+            sint,
+            vtl,
+            padding: 0,
+            feature_flags,
+        }
     }
 
     /// As the field of [`InitiateContact`].
@@ -575,7 +580,10 @@ impl ControlMessage {
     /// A message with a body and data behind it, cut to
     /// [`MAX_MESSAGE_SIZE`].
     pub fn with_data<T: Body>(body: &T, data: &[u8]) -> Self {
-        let header = MessageHeader { message_type: T::TYPE, padding: 0 };
+        let header = MessageHeader {
+            message_type: T::TYPE,
+            padding: 0,
+        };
         let mut bytes = [0; MAX_MESSAGE_SIZE];
         let mut length = 0;
         for part in [header.as_bytes(), body.as_bytes(), data] {
@@ -583,7 +591,10 @@ impl ControlMessage {
             bytes[length..length + size].copy_from_slice(&part[..size]);
             length += size;
         }
-        Self { length: length as u8, bytes }
+        Self {
+            length: length as u8,
+            bytes,
+        }
     }
 
     /// The whole message.
@@ -598,7 +609,8 @@ impl ControlMessage {
 
     /// Its body read as `T`, if it is one.
     pub fn body<T: Body>(&self) -> Option<T> {
-        (self.message_type() == T::TYPE).then(|| parse_body(self.as_bytes()).map(|(body, _)| body))?
+        (self.message_type() == T::TYPE)
+            .then(|| parse_body(self.as_bytes()).map(|(body, _)| body))?
     }
 }
 
@@ -640,7 +652,11 @@ mod tests {
 
     #[test]
     fn bodies_come_back() {
-        let body = OpenChannelResult { channel_id: 7, open_id: 9, status: 1 };
+        let body = OpenChannelResult {
+            channel_id: 7,
+            open_id: 9,
+            status: 1,
+        };
         let message = ControlMessage::new(&body);
         assert_eq!(message.body::<OpenChannelResult>(), Some(body));
         assert_eq!(message.body::<CloseChannel>(), None);
@@ -652,7 +668,12 @@ mod tests {
 
     #[test]
     fn target_info_is_one_field() {
-        let info = TargetInfo { sint: 2, vtl: 1, padding: 0, feature_flags: 0x28 };
+        let info = TargetInfo {
+            sint: 2,
+            vtl: 1,
+            padding: 0,
+            feature_flags: 0x28,
+        };
         assert_eq!(TargetInfo::from_field(info.to_field()), info);
         assert_eq!(info.to_field(), 0x28_0000_0102);
     }

@@ -93,6 +93,7 @@ bitflags! {
 impl FeatureFlags {
     /// What this host offers: the features of use to a guest without a
     /// paravisor and without monitor pages.
-    pub const SUPPORTED: Self =
-        Self::MODIFY_CONNECTION.union(Self::CLIENT_ID).union(Self::PAUSE_RESUME);
+    pub const SUPPORTED: Self = Self::MODIFY_CONNECTION
+        .union(Self::CLIENT_ID)
+        .union(Self::PAUSE_RESUME);
 }

@@ -22,7 +22,12 @@ fn begin(test: &str) -> bool {
         return false;
     }
     if cpu::cpuid(0x4000_0003, 0).eax >> 4 & 1 == 0 {
-        check_fault!(attempt(|| rdmsr(msr::TPR)), vector::GP, 0, "#GP: {test} without privilege");
+        check_fault!(
+            attempt(|| rdmsr(msr::TPR)),
+            vector::GP,
+            0,
+            "#GP: {test} without privilege"
+        );
         return false;
     }
     apic::enable();
@@ -40,7 +45,12 @@ pub fn end_of_interrupt() {
     check!(bit(register::ISR, VECTOR), "in service");
     wrmsr(msr::EOI, 0);
     check!(!bit(register::ISR, VECTOR), "the EOI register ends it");
-    check_fault!(attempt(|| rdmsr(msr::EOI)), vector::GP, 0, "#GP: the EOI register is write-only");
+    check_fault!(
+        attempt(|| rdmsr(msr::EOI)),
+        vector::GP,
+        0,
+        "#GP: the EOI register is write-only"
+    );
 }
 
 pub fn command() {
@@ -48,13 +58,23 @@ pub fn command() {
         return;
     }
     let own = u64::from(apic::id());
-    wrmsr(msr::ICR, own << 56 | u64::from(icr::ASSERT) | u64::from(VECTOR));
+    wrmsr(
+        msr::ICR,
+        own << 56 | u64::from(icr::ASSERT) | u64::from(VECTOR),
+    );
     cpu::interrupt_window();
-    check_eq!(RECEIVED.load(SeqCst), 1, "the ICR register sends to its own processor");
+    check_eq!(
+        RECEIVED.load(SeqCst),
+        1,
+        "the ICR register sends to its own processor"
+    );
     wrmsr(msr::EOI, 0);
     if smp::start() > 1 {
         let target = u64::from(smp::apic_id(1));
-        wrmsr(msr::ICR, target << 56 | u64::from(icr::ASSERT) | u64::from(VECTOR));
+        wrmsr(
+            msr::ICR,
+            target << 56 | u64::from(icr::ASSERT) | u64::from(VECTOR),
+        );
         let came = smp::run_on(1, || {
             cpu::sti();
             let came = time::wait_for(3000, || RECEIVED.load(SeqCst) == 2);

@@ -82,16 +82,31 @@ fn destination(processor: usize) -> u64 {
 pub fn registers() {
     let version = read(1);
     let lines = (version >> 16 & 0xff) + 1;
-    check!((16..=240).contains(&lines), "version {:#x}, {lines} lines", version & 0xff);
+    check!(
+        (16..=240).contains(&lines),
+        "version {:#x}, {lines} lines",
+        version & 0xff
+    );
     for line in [0, LINE, 15, 23] {
         set_entry(line, MASKED | LEVEL | 0x77 | 0x0a << 56);
-        check_eq!(entry(line), MASKED | LEVEL | 0x77 | 0x0a << 56, "entry {line} keeps its value");
+        check_eq!(
+            entry(line),
+            MASKED | LEVEL | 0x77 | 0x0a << 56,
+            "entry {line} keeps its value"
+        );
         set_entry(line, MASKED);
         check_eq!(entry(line), MASKED, "and its next");
     }
     let before = entry(LINE);
-    write(0x10 + u32::from(LINE) * 2, MASKED as u32 | 3 << 12 | REMOTE_IRR as u32);
-    check_eq!(entry(LINE) & (1 << 12 | REMOTE_IRR), 0, "status bits are read-only");
+    write(
+        0x10 + u32::from(LINE) * 2,
+        MASKED as u32 | 3 << 12 | REMOTE_IRR as u32,
+    );
+    check_eq!(
+        entry(LINE) & (1 << 12 | REMOTE_IRR),
+        0,
+        "status bits are read-only"
+    );
     set_entry(LINE, before);
 }
 
@@ -124,12 +139,23 @@ pub fn level() {
     }
     set_entry(LINE, LEVEL | u64::from(VECTOR) | destination(0));
     set_line(LINE, true);
-    check_eq!(received(), 1, "a high level interrupts, and not again once lowered");
+    check_eq!(
+        received(),
+        1,
+        "a high level interrupts, and not again once lowered"
+    );
     check_eq!(entry(LINE) & REMOTE_IRR, 0, "EOI clears the remote IRR");
     // Without interrupts the request waits, and the remote IRR shows it.
     set_line(LINE, true);
-    check!(bit(register::IRR, VECTOR) && bit(register::TMR, VECTOR), "IRR and TMR of the vector");
-    check_eq!(entry(LINE) & REMOTE_IRR, REMOTE_IRR, "remote IRR until the EOI");
+    check!(
+        bit(register::IRR, VECTOR) && bit(register::TMR, VECTOR),
+        "IRR and TMR of the vector"
+    );
+    check_eq!(
+        entry(LINE) & REMOTE_IRR,
+        REMOTE_IRR,
+        "remote IRR until the EOI"
+    );
     check_eq!(received(), 2, "taken");
     // A line that stays high interrupts again after the EOI.
     LOWER.store(false, SeqCst);
@@ -140,7 +166,10 @@ pub fn level() {
     time::wait_for(3000, || entry(LINE) & REMOTE_IRR == 0);
     cpu::cli();
     let count = received();
-    check!(count >= 6, "a line that stays high interrupts after each EOI: {count}");
+    check!(
+        count >= 6,
+        "a line that stays high interrupts after each EOI: {count}"
+    );
     check_eq!(received(), count, "until it is lowered");
     set_entry(LINE, MASKED | LEVEL | u64::from(VECTOR) | destination(0));
     set_line(LINE, true);

@@ -62,7 +62,9 @@ pub fn fixed() {
         for target in 0..count {
             let id = smp::apic_id(target);
             send("fixed, physical", id, icr::FIXED, |index| index == target);
-            send("lowest priority, physical", id, icr::LOWEST, |index| index == target);
+            send("lowest priority, physical", id, icr::LOWEST, |index| {
+                index == target
+            });
         }
         send("self", 0, icr::SELF, |index| index == 0);
         send("all", 0, icr::ALL, |_| true);
@@ -93,7 +95,9 @@ pub fn logical() {
     program(u32::MAX, |index| 1 << index);
     with_receivers(|count| {
         for target in 0..count {
-            send("logical, flat", 1 << target, icr::LOGICAL, |index| index == target);
+            send("logical, flat", 1 << target, icr::LOGICAL, |index| {
+                index == target
+            });
         }
         send("logical, flat, two", 3, icr::LOGICAL, |index| index < 2);
         send("logical, flat, all", 0xff, icr::LOGICAL, |_| true);
@@ -103,9 +107,13 @@ pub fn logical() {
     with_receivers(|count| {
         for target in 0..count {
             let address = (target / 2 << 4 | 1 << (target % 2)) as u32;
-            send("logical, cluster", address, icr::LOGICAL, |index| index == target);
+            send("logical, cluster", address, icr::LOGICAL, |index| {
+                index == target
+            });
         }
-        send("logical, whole cluster", 0x0f, icr::LOGICAL, |index| index < 2);
+        send("logical, whole cluster", 0x0f, icr::LOGICAL, |index| {
+            index < 2
+        });
         send("logical, absent cluster", 0xe1, icr::LOGICAL, |_| false);
     });
     program(u32::MAX, |index| 1 << index);
@@ -121,7 +129,11 @@ pub fn non_maskable() {
     let own = smp::apic_id(0).max(apic::id());
     apic::send(own, icr::NMI | icr::ASSERT);
     time::wait_for(1000, || RECEIVED[0].load(SeqCst) == 1);
-    check_eq!(RECEIVED[0].load(SeqCst), 1, "NMI arrives with interrupts disabled");
+    check_eq!(
+        RECEIVED[0].load(SeqCst),
+        1,
+        "NMI arrives with interrupts disabled"
+    );
     if smp::start() > 1 {
         apic::send(0, icr::OTHERS | icr::NMI | icr::ASSERT);
         let all = time::wait_for(3000, || {
@@ -155,7 +167,11 @@ pub fn non_maskable_blocking() {
     time::wait_for(1000, || RECEIVED[0].load(SeqCst) >= 2);
     time::delay_us(2000);
     check_eq!(NESTED.load(SeqCst), 0, "NMIs are blocked until IRET");
-    check_eq!(RECEIVED[0].load(SeqCst), 2, "and two that come meanwhile are one");
+    check_eq!(
+        RECEIVED[0].load(SeqCst),
+        2,
+        "and two that come meanwhile are one"
+    );
 }
 
 extern "C" fn halt(_: usize) {
@@ -177,14 +193,22 @@ pub fn wakes_halt() {
     let mut lost = 0;
     for round in 1..=50u64 {
         time::delay_us(1000);
-        let kind = if round % 2 == 0 { icr::NMI } else { icr::FIXED | u32::from(VECTOR) };
+        let kind = if round % 2 == 0 {
+            icr::NMI
+        } else {
+            icr::FIXED | u32::from(VECTOR)
+        };
         apic::send(target, kind | icr::ASSERT);
         lost += u32::from(!time::wait_for(3000, || RECEIVED[1].load(SeqCst) == round));
         if lost > 0 {
             break;
         }
     }
-    check_eq!(lost, 0, "interrupts and NMIs wake a halted processor, 50 times");
+    check_eq!(
+        lost,
+        0,
+        "interrupts and NMIs wake a halted processor, 50 times"
+    );
     STOP.store(true, SeqCst);
     apic::send(target, icr::ASSERT | u32::from(VECTOR));
     check!(smp::join(1, 5000), "the halted processor ends");
@@ -209,12 +233,22 @@ pub fn init_and_startup() {
     time::delay_us(10_000);
     check!(!smp::ready(victim), "after INIT the processor waits");
     apic::send(target, icr::STARTUP | icr::ASSERT | 8);
-    check!(time::wait_for(5000, || smp::ready(victim)), "STARTUP starts it again");
+    check!(
+        time::wait_for(5000, || smp::ready(victim)),
+        "STARTUP starts it again"
+    );
     apic::send(target, icr::STARTUP | icr::ASSERT | 8);
     time::delay_us(1000);
     let state = smp::run_on(victim, || (cpu::read_dr0(), cpu::read_cr8(), apic::id()));
-    check_eq!(state, Some((0, 0, target)), "INIT cleared its state and kept its APIC id");
+    check_eq!(
+        state,
+        Some((0, 0, target)),
+        "INIT cleared its state and kept its APIC id"
+    );
     let base = smp::run_on(victim, || cpu::rdmsr(cpu::msr::APIC_BASE) & apic::BASE_BSP);
     check_eq!(base, Some(0), "it is not the bootstrap processor");
-    check!(cpu::rdmsr(cpu::msr::APIC_BASE) & apic::BASE_BSP != 0, "this one is");
+    check!(
+        cpu::rdmsr(cpu::msr::APIC_BASE) & apic::BASE_BSP != 0,
+        "this one is"
+    );
 }

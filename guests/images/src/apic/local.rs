@@ -44,13 +44,20 @@ pub fn priorities() {
     for vector in [0x52, 0x41, 0x64, 0x63] {
         raise(vector);
     }
-    check!(bit(register::IRR, 0x52) && bit(register::IRR, 0x64), "requests wait in the IRR");
+    check!(
+        bit(register::IRR, 0x52) && bit(register::IRR, 0x64),
+        "requests wait in the IRR"
+    );
     check_eq!(taken(), 0, "nothing is taken with interrupts disabled");
     cpu::sti();
     time::wait_for(1000, || taken() == 4);
     cpu::cli();
     let order = [0, 1, 2, 3].map(|index: usize| ORDER[index].load(SeqCst));
-    check_eq!(order, [0x64, 0x63, 0x52, 0x41], "the highest vector goes first");
+    check_eq!(
+        order,
+        [0x64, 0x63, 0x52, 0x41],
+        "the highest vector goes first"
+    );
     check!(!bit(register::IRR, 0x52), "the IRR is empty again");
     // Two requests of one vector are one.
     begin(&[0x41], note_and_end);
@@ -65,22 +72,42 @@ pub fn task_priority_and_cr8() {
     begin(&[0x45, 0x55], note_and_end);
     apic::write(register::TPR, 0x50);
     check_eq!(cpu::read_cr8(), 5, "CR8 is the TPR's upper half");
-    check_eq!(apic::read(register::PPR), 0x50, "PPR is the TPR with nothing in service");
+    check_eq!(
+        apic::read(register::PPR),
+        0x50,
+        "PPR is the TPR with nothing in service"
+    );
     raise(0x45);
     raise(0x55);
     cpu::interrupt_window();
     check_eq!(taken(), 0, "TPR 0x50 holds back 0x45 and 0x55");
     cpu::write_cr8(4);
-    check_eq!(apic::read(register::TPR), 0x40, "writing CR8 writes the TPR");
+    check_eq!(
+        apic::read(register::TPR),
+        0x40,
+        "writing CR8 writes the TPR"
+    );
     cpu::interrupt_window();
-    check_eq!((taken(), ORDER[0].load(SeqCst)), (1, 0x55), "priority 4 lets 0x55 pass");
+    check_eq!(
+        (taken(), ORDER[0].load(SeqCst)),
+        (1, 0x55),
+        "priority 4 lets 0x55 pass"
+    );
     cpu::write_cr8(0);
     cpu::interrupt_window();
-    check_eq!((taken(), ORDER[1].load(SeqCst)), (2, 0x45), "priority 0 lets all pass");
+    check_eq!(
+        (taken(), ORDER[1].load(SeqCst)),
+        (2, 0x45),
+        "priority 0 lets all pass"
+    );
     apic::write(register::TPR, 0xff);
     check_eq!(cpu::read_cr8(), 15, "highest priority");
     apic::write(register::TPR, 0x2f);
-    check_eq!(apic::read(register::TPR), 0x2f, "the TPR keeps its sub-class");
+    check_eq!(
+        apic::read(register::TPR),
+        0x2f,
+        "the TPR keeps its sub-class"
+    );
     check_eq!(cpu::read_cr8(), 2, "CR8 does not show it");
     apic::write(register::TPR, 0);
 }
@@ -98,10 +125,16 @@ pub fn in_service() {
     raise(0x71);
     cpu::interrupt_window();
     check_eq!(taken(), 2, "a higher class does not");
-    check!(bit(register::ISR, 0x71) && bit(register::ISR, 0x61), "both are in service");
+    check!(
+        bit(register::ISR, 0x71) && bit(register::ISR, 0x61),
+        "both are in service"
+    );
     check_eq!(apic::read(register::PPR), 0x70, "PPR is the higher");
     apic::eoi();
-    check!(!bit(register::ISR, 0x71) && bit(register::ISR, 0x61), "EOI ends the highest");
+    check!(
+        !bit(register::ISR, 0x71) && bit(register::ISR, 0x61),
+        "EOI ends the highest"
+    );
     cpu::interrupt_window();
     check_eq!(taken(), 2, "0x62 still waits");
     apic::eoi();
@@ -111,7 +144,10 @@ pub fn in_service() {
     check_eq!(apic::read(register::PPR), 0, "nothing in service");
     apic::eoi();
     check_eq!(apic::read(register::PPR), 0, "an EOI too many does nothing");
-    check!(!bit(register::TMR, 0x61), "TMR is clear for edge-triggered interrupts");
+    check!(
+        !bit(register::TMR, 0x61),
+        "TMR is clear for edge-triggered interrupts"
+    );
 }
 
 pub fn local_vectors() {
@@ -126,7 +162,11 @@ pub fn local_vectors() {
     for (name, entry) in entries {
         let before = apic::read(entry);
         apic::write(entry, MASKED | 0x77);
-        check_eq!(apic::read(entry) & (MASKED | 0xff), MASKED | 0x77, "LVT {name} keeps its value");
+        check_eq!(
+            apic::read(entry) & (MASKED | 0xff),
+            MASKED | 0x77,
+            "LVT {name} keeps its value"
+        );
         apic::write(entry, before | MASKED);
     }
     apic::write(register::LVT_ERROR, 0x78);
@@ -137,11 +177,18 @@ pub fn local_vectors() {
         "disabling by software masks the local vectors"
     );
     apic::write(register::LVT_ERROR, 0x78);
-    check_eq!(apic::read(register::LVT_ERROR) & MASKED, MASKED, "and keeps them masked");
+    check_eq!(
+        apic::read(register::LVT_ERROR) & MASKED,
+        MASKED,
+        "and keeps them masked"
+    );
     begin(&[0x79], note_and_end);
     apic::write(register::LVT_ERROR, MASKED | 0x78);
     let highest = apic::read(register::VERSION) >> 16 & 0xff;
-    check!((3..=6).contains(&highest), "version register: highest local vector {highest}");
+    check!(
+        (3..=6).contains(&highest),
+        "version register: highest local vector {highest}"
+    );
 }
 
 pub fn errors() {
@@ -152,7 +199,10 @@ pub fn errors() {
     time::delay_us(1000);
     apic::write(register::ESR, 0);
     // "Send illegal vector" or "received illegal vector".
-    check!(apic::read(register::ESR) & 0x60 != 0, "an illegal vector is an error");
+    check!(
+        apic::read(register::ESR) & 0x60 != 0,
+        "an illegal vector is an error"
+    );
     cpu::interrupt_window();
     check!(taken() >= 1, "which raises the error vector");
     check!(!bit(register::IRR, 5), "and no interrupt");
@@ -174,7 +224,11 @@ pub fn interrupt_shadow() {
     raise(0x7b);
     let (behind, delayed): (u64, u64);
     insn!("lea {b}, [rip + 2f]", "sti", "nop", "2:", "nop", "cli", b = out(reg) behind);
-    check_eq!(RIP.load(SeqCst), behind, "the interrupt comes behind the instruction after STI");
+    check_eq!(
+        RIP.load(SeqCst),
+        behind,
+        "the interrupt comes behind the instruction after STI"
+    );
     RIP.store(0, SeqCst);
     raise(0x7b);
     insn!("sti", "cli");
@@ -194,5 +248,8 @@ pub fn interrupt_shadow() {
     memory::read64(0x1000);
     RIP.store(0, SeqCst);
     cpu::interrupt_window();
-    check!(RIP.load(SeqCst) != 0, "a request survives until interrupts are enabled");
+    check!(
+        RIP.load(SeqCst) != 0,
+        "a request survives until interrupts are enabled"
+    );
 }

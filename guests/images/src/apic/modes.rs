@@ -13,9 +13,16 @@ fn base() -> u64 {
 
 pub fn reset_state() {
     let base = base();
-    check_eq!(base & 0x000f_ffff_ffff_f000, MMIO, "the registers are at their place");
+    check_eq!(
+        base & 0x000f_ffff_ffff_f000,
+        MMIO,
+        "the registers are at their place"
+    );
     check!(base & BASE_ENABLE != 0, "the APIC is enabled");
-    check!(base & apic::BASE_BSP != 0, "this is the bootstrap processor");
+    check!(
+        base & apic::BASE_BSP != 0,
+        "this is the bootstrap processor"
+    );
     let id = cpu::cpuid(1, 0).ebx >> 24;
     check_eq!(apic::id(), id, "APIC id as in CPUID");
     if smp::start() > 1 {
@@ -36,7 +43,12 @@ pub fn reset_state() {
         "#GP: base beyond the physical width"
     );
     if !apic::x2apic() {
-        check_fault!(attempt(|| rdmsr(0x802)), vector::GP, 0, "#GP: x2APIC register in xAPIC mode");
+        check_fault!(
+            attempt(|| rdmsr(0x802)),
+            vector::GP,
+            0,
+            "#GP: x2APIC register in xAPIC mode"
+        );
     }
 }
 
@@ -68,7 +80,13 @@ pub fn transitions() {
     let gp = vector::GP;
     macro_rules! forbidden {
         ($value:expr, $name:literal) => {
-            check_fault!(attempt(|| wrmsr(msr::APIC_BASE, $value)), gp, 0, "#GP: {}", $name);
+            check_fault!(
+                attempt(|| wrmsr(msr::APIC_BASE, $value)),
+                gp,
+                0,
+                "#GP: {}",
+                $name
+            );
         };
     }
     if !apic::x2apic() {
@@ -80,11 +98,19 @@ pub fn transitions() {
     check_eq!(rdmsr(0x802), u64::from(id), "the same APIC id");
     forbidden!(start | BASE_ENABLE, "from x2APIC back to xAPIC");
     forbidden!(start | BASE_X2APIC, "from x2APIC to an invalid state");
-    check_ok!(attempt(|| wrmsr(msr::APIC_BASE, base())), "x2APIC written again");
+    check_ok!(
+        attempt(|| wrmsr(msr::APIC_BASE, base())),
+        "x2APIC written again"
+    );
     wrmsr(msr::APIC_BASE, start);
     check_eq!(base() & (BASE_ENABLE | BASE_X2APIC), 0, "disabled");
     check_eq!(cpu::feature_1d(9), false, "CPUID then shows no APIC");
-    check_fault!(attempt(|| rdmsr(0x802)), gp, 0, "#GP: x2APIC register while disabled");
+    check_fault!(
+        attempt(|| rdmsr(0x802)),
+        gp,
+        0,
+        "#GP: x2APIC register while disabled"
+    );
     forbidden!(start | BASE_X2APIC, "from disabled to an invalid state");
     forbidden!(start | BASE_ENABLE | BASE_X2APIC, "from disabled to x2APIC");
     wrmsr(msr::APIC_BASE, start | BASE_ENABLE);
@@ -92,7 +118,11 @@ pub fn transitions() {
     check_eq!(apic::id(), id, "with the same id");
     apic::enable();
     enter_x2apic();
-    check_eq!(smp::run_everywhere(&|_| assert!(apic::x2apic()), 5000), true, "x2APIC everywhere");
+    check_eq!(
+        smp::run_everywhere(&|_| assert!(apic::x2apic()), 5000),
+        true,
+        "x2APIC everywhere"
+    );
 }
 
 pub fn x2apic_registers() {
@@ -102,29 +132,101 @@ pub fn x2apic_registers() {
     enter_x2apic();
     let gp = vector::GP;
     let id = rdmsr(0x802);
-    check_eq!(rdmsr(0x80d), id >> 4 << 16 | 1 << (id & 15), "the logical id follows from the id");
-    for (name, register) in
-        [("id", 0x802), ("version", 0x803), ("PPR", 0x80a), ("LDR", 0x80d), ("ISR", 0x810),
-         ("TMR", 0x818), ("IRR", 0x820), ("current count", 0x839)]
-    {
+    check_eq!(
+        rdmsr(0x80d),
+        id >> 4 << 16 | 1 << (id & 15),
+        "the logical id follows from the id"
+    );
+    for (name, register) in [
+        ("id", 0x802),
+        ("version", 0x803),
+        ("PPR", 0x80a),
+        ("LDR", 0x80d),
+        ("ISR", 0x810),
+        ("TMR", 0x818),
+        ("IRR", 0x820),
+        ("current count", 0x839),
+    ] {
         check_ok!(attempt(|| rdmsr(register)), "{name} is readable");
-        check_fault!(attempt(|| wrmsr(register, 0)), gp, 0, "#GP: write to {name}");
+        check_fault!(
+            attempt(|| wrmsr(register, 0)),
+            gp,
+            0,
+            "#GP: write to {name}"
+        );
     }
     for register in [0x800, 0x801, 0x80e, 0x831, 0x840, 0x8ff] {
-        check_fault!(attempt(|| rdmsr(register)), gp, 0, "#GP: read of {register:#x}");
-        check_fault!(attempt(|| wrmsr(register, 0)), gp, 0, "#GP: write of {register:#x}");
+        check_fault!(
+            attempt(|| rdmsr(register)),
+            gp,
+            0,
+            "#GP: read of {register:#x}"
+        );
+        check_fault!(
+            attempt(|| wrmsr(register, 0)),
+            gp,
+            0,
+            "#GP: write of {register:#x}"
+        );
     }
     check_fault!(attempt(|| rdmsr(0x80b)), gp, 0, "#GP: EOI is write-only");
-    check_fault!(attempt(|| wrmsr(0x80b, 1)), gp, 0, "#GP: EOI of anything but 0");
-    check_fault!(attempt(|| rdmsr(0x83f)), gp, 0, "#GP: SELF IPI is write-only");
-    check_fault!(attempt(|| wrmsr(0x808, 0x100)), gp, 0, "#GP: reserved bits of the TPR");
-    check_fault!(attempt(|| wrmsr(0x80f, 1 << 20)), gp, 0, "#GP: reserved bits of the SVR");
-    check_fault!(attempt(|| wrmsr(0x828, 1)), gp, 0, "#GP: ESR of anything but 0");
-    check_fault!(attempt(|| wrmsr(0x830, 1 << 20)), gp, 0, "#GP: reserved bits of the ICR");
-    check_fault!(attempt(|| wrmsr(0x83e, 0x10)), gp, 0, "#GP: reserved bits of the divider");
-    check_fault!(attempt(|| wrmsr(0x83f, 0x100)), gp, 0, "#GP: reserved bits of SELF IPI");
-    wrmsr(0x830, 0x1_0000_0000 * 0xfffe | u64::from(icr::ASSERT) | 0x91);
-    check_eq!(rdmsr(0x830) >> 32, 0xfffe, "the ICR is one register of 64 bits");
+    check_fault!(
+        attempt(|| wrmsr(0x80b, 1)),
+        gp,
+        0,
+        "#GP: EOI of anything but 0"
+    );
+    check_fault!(
+        attempt(|| rdmsr(0x83f)),
+        gp,
+        0,
+        "#GP: SELF IPI is write-only"
+    );
+    check_fault!(
+        attempt(|| wrmsr(0x808, 0x100)),
+        gp,
+        0,
+        "#GP: reserved bits of the TPR"
+    );
+    check_fault!(
+        attempt(|| wrmsr(0x80f, 1 << 20)),
+        gp,
+        0,
+        "#GP: reserved bits of the SVR"
+    );
+    check_fault!(
+        attempt(|| wrmsr(0x828, 1)),
+        gp,
+        0,
+        "#GP: ESR of anything but 0"
+    );
+    check_fault!(
+        attempt(|| wrmsr(0x830, 1 << 20)),
+        gp,
+        0,
+        "#GP: reserved bits of the ICR"
+    );
+    check_fault!(
+        attempt(|| wrmsr(0x83e, 0x10)),
+        gp,
+        0,
+        "#GP: reserved bits of the divider"
+    );
+    check_fault!(
+        attempt(|| wrmsr(0x83f, 0x100)),
+        gp,
+        0,
+        "#GP: reserved bits of SELF IPI"
+    );
+    wrmsr(
+        0x830,
+        0x1_0000_0000 * 0xfffe | u64::from(icr::ASSERT) | 0x91,
+    );
+    check_eq!(
+        rdmsr(0x830) >> 32,
+        0xfffe,
+        "the ICR is one register of 64 bits"
+    );
 }
 
 pub fn x2apic_interrupts() {
@@ -138,7 +240,10 @@ pub fn x2apic_interrupts() {
     // The SELF IPI register.
     guest_kit::trap::set_handler(0x97, crate::local::note);
     wrmsr(0x83f, 0x97);
-    check!(apic::bit(register::IRR, 0x97), "SELF IPI requests the vector");
+    check!(
+        apic::bit(register::IRR, 0x97),
+        "SELF IPI requests the vector"
+    );
     cpu::interrupt_window();
     check!(apic::bit(register::ISR, 0x97), "which is taken");
     apic::eoi();
@@ -150,7 +255,11 @@ pub fn disabled() {
     let plain = before & !(BASE_ENABLE | BASE_X2APIC);
     wrmsr(msr::APIC_BASE, plain);
     if !options::lenient() {
-        check_eq!(memory::read32(MMIO + 0x30), u32::MAX, "nothing answers at its place");
+        check_eq!(
+            memory::read32(MMIO + 0x30),
+            u32::MAX,
+            "nothing answers at its place"
+        );
     }
     wrmsr(msr::APIC_BASE, plain | BASE_ENABLE);
     check_eq!(

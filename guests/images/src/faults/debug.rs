@@ -61,7 +61,11 @@ pub fn single_step() {
     check_eq!(end(), (5, BS), "single step traps after each instruction");
     check_eq!(RIPS[0].load(SeqCst), start, "the first trap is after LEA");
     check_eq!(RIPS[1].load(SeqCst), start + 1, "the second is after NOP");
-    check_eq!(SAVED_FLAGS.load(SeqCst) & flags::TF, flags::TF, "the saved flags contain TF");
+    check_eq!(
+        SAVED_FLAGS.load(SeqCst) & flags::TF,
+        flags::TF,
+        "the saved flags contain TF"
+    );
 }
 
 pub fn single_step_repeat() {
@@ -78,7 +82,11 @@ pub fn single_step_repeat() {
     );
     check_eq!(end(), (6, BS), "REP traps after each repetition");
     let rips = [0, 1, 2].map(|hit: usize| RIPS[hit].load(SeqCst) - at);
-    check_eq!(rips, [0, 0, 2], "RIP stays at REP until the last repetition");
+    check_eq!(
+        rips,
+        [0, 0, 2],
+        "RIP stays at REP until the last repetition"
+    );
 }
 
 pub fn single_step_shadow() {
@@ -94,7 +102,11 @@ pub fn single_step_shadow() {
         after = out(reg) after, data = out(reg) _,
     );
     check_eq!(end(), (4, BS), "MOV SS holds back one trap");
-    check_eq!(RIPS[0].load(SeqCst), after, "the trap comes behind the next instruction");
+    check_eq!(
+        RIPS[0].load(SeqCst),
+        after,
+        "the trap comes behind the next instruction"
+    );
 }
 
 pub fn instruction_breakpoint() {
@@ -213,6 +225,10 @@ pub fn resume_flag() {
         "a fault saves RF set"
     );
     let trap = attempt(|| insn!("int3"));
-    check_eq!(trap.map_err(|fault| fault.rflags & flags::RF), Err(0), "a trap saves RF clear");
+    check_eq!(
+        trap.map_err(|fault| fault.rflags & flags::RF),
+        Err(0),
+        "a trap saves RF clear"
+    );
     check_eq!(cpu::read_flags() & flags::RF, 0, "PUSHF never shows RF");
 }

@@ -42,7 +42,12 @@ pub fn gates() {
     short[..2].copy_from_slice(&(0x60u16 * 16 - 1).to_le_bytes());
     short[2..].copy_from_slice(&trap::idt().to_le_bytes());
     insn!("lidt [{}]", in(reg) short.as_ptr());
-    expect_fault("#GP: INT beyond the IDT", at!("int 0x60";), vector::GP, 0x60 * 8 | IDT);
+    expect_fault(
+        "#GP: INT beyond the IDT",
+        at!("int 0x60";),
+        vector::GP,
+        0x60 * 8 | IDT,
+    );
     trap::load();
     trap::set_gate(0x60, selector::DATA, trap::entry(0x60), 0, 0, 0xe);
     expect_fault(
@@ -73,8 +78,16 @@ pub fn gates() {
 
 fn interrupt_flag() {
     // The handler's own flags, through the saved flags of a fault inside it.
-    check_eq!(flags_in_handler(0xe) & (flags::IF | flags::TF), 0, "interrupt gate clears IF");
-    check_eq!(flags_in_handler(0xf) & flags::IF, flags::IF, "trap gate keeps IF");
+    check_eq!(
+        flags_in_handler(0xe) & (flags::IF | flags::TF),
+        0,
+        "interrupt gate clears IF"
+    );
+    check_eq!(
+        flags_in_handler(0xf) & flags::IF,
+        flags::IF,
+        "trap gate keeps IF"
+    );
     trap::reset_gate(0x61);
 }
 
@@ -125,9 +138,20 @@ fn stack_faults() {
     let ist = segments::tss() + 36 + 8 * u64::from(stack::FREE - 1);
     let normal = memory::read64(ist);
     memory::write64(ist, UNMAPPED + 0x1000);
-    trap::set_gate(0x60, selector::CODE64, trap::entry(0x60), stack::FREE, 0, 0xe);
+    trap::set_gate(
+        0x60,
+        selector::CODE64,
+        trap::entry(0x60),
+        stack::FREE,
+        0,
+        0xe,
+    );
     let outcome = attempt(|| insn!("int 0x60"));
-    check_eq!(outcome.map_err(|f| f.cr2), Err(UNMAPPED + 0xff8), "CR2 of a push by INT");
+    check_eq!(
+        outcome.map_err(|f| f.cr2),
+        Err(UNMAPPED + 0xff8),
+        "CR2 of a push by INT"
+    );
     check_fault!(outcome, vector::PF, 2, "#PF while INT pushes");
     let pf = vector::PF;
     trap::set_gate(pf, selector::CODE64, trap::entry(pf), stack::FREE, 0, 0xe);
@@ -148,7 +172,12 @@ fn stack_faults() {
     );
     trap::reset_gate(gp);
     memory::write64(ist, 1 << 63);
-    check_fault!(attempt(|| insn!("int 0x60")), vector::SS, 0, "#SS: non-canonical IST");
+    check_fault!(
+        attempt(|| insn!("int 0x60")),
+        vector::SS,
+        0,
+        "#SS: non-canonical IST"
+    );
     memory::write64(ist, normal);
     trap::reset_gate(0x60);
 }
@@ -156,7 +185,14 @@ fn stack_faults() {
 pub fn invalid_task_state() {
     // IST 5 ends at offset 75 of the task state segment.
     segments::reload_task(74);
-    trap::set_gate(0x60, selector::CODE64, trap::entry(0x60), stack::FREE, 0, 0xe);
+    trap::set_gate(
+        0x60,
+        selector::CODE64,
+        trap::entry(0x60),
+        stack::FREE,
+        0,
+        0xe,
+    );
     expect_fault(
         "#TS: IST beyond the task state segment",
         at!("int 0x60";),
@@ -164,7 +200,12 @@ pub fn invalid_task_state() {
         u64::from(selector::TASK),
     );
     segments::reload_task(103);
-    check_fault!(attempt(|| insn!("int 0x60")), 0x60, 0, "IST within the task state segment");
+    check_fault!(
+        attempt(|| insn!("int 0x60")),
+        0x60,
+        0,
+        "IST within the task state segment"
+    );
     trap::reset_gate(0x60);
 }
 
@@ -179,10 +220,17 @@ pub fn stacks() {
     });
     match from_user {
         Err(fault) => {
-            check_eq!(fault.frame, rsp0 - FRAME, "interrupt from user mode uses RSP0");
+            check_eq!(
+                fault.frame,
+                rsp0 - FRAME,
+                "interrupt from user mode uses RSP0"
+            );
             check_eq!(
                 (fault.cs, fault.ss),
-                (u64::from(selector::USER_CODE64), u64::from(selector::USER_DATA)),
+                (
+                    u64::from(selector::USER_CODE64),
+                    u64::from(selector::USER_DATA)
+                ),
                 "it saves the user selectors"
             );
         }
@@ -200,7 +248,14 @@ pub fn stacks() {
         Err((((rsp - 8) & !15) - FRAME, rsp - 8)),
         "interrupt on the same stack aligns RSP to 16"
     );
-    trap::set_gate(0x60, selector::CODE64, trap::entry(0x60), stack::FREE, 3, 0xe);
+    trap::set_gate(
+        0x60,
+        selector::CODE64,
+        trap::entry(0x60),
+        stack::FREE,
+        3,
+        0xe,
+    );
     check_eq!(
         attempt(|| insn!("int 0x60")).map_err(|fault| fault.frame),
         Err(ist - FRAME),
@@ -221,8 +276,18 @@ pub fn interrupt_return() {
     let (code, data) = (selector::CODE64, selector::DATA);
     let gp = vector::GP;
     expect_fault("#GP: IRET to null", iret!(data, 0, 2, 0, 0), gp, 0);
-    expect_fault("#GP: IRET to data", iret!(data, 0, 2, data, 0), gp, u64::from(data));
-    expect_fault("#GP: IRET to non-canonical RIP", iret!(data, 0, 2, code, 1u64 << 63), gp, 0);
+    expect_fault(
+        "#GP: IRET to data",
+        iret!(data, 0, 2, data, 0),
+        gp,
+        u64::from(data),
+    );
+    expect_fault(
+        "#GP: IRET to non-canonical RIP",
+        iret!(data, 0, 2, code, 1u64 << 63),
+        gp,
+        0,
+    );
     expect_fault(
         "#GP: IRET outward with a privileged SS",
         iret!(data, 0, 2, selector::USER_CODE64, 0),
@@ -277,7 +342,10 @@ fn user_page() {
         "#PF: fetch in user mode after IRET"
     );
     let ended = user::enter(selector::USER_CODE64, 0x10_0000, UNMAPPED, 0x202, 0);
-    check!(ended.rflags & flags::IF != 0, "user mode runs with the flags that IRET loaded");
+    check!(
+        ended.rflags & flags::IF != 0,
+        "user mode runs with the flags that IRET loaded"
+    );
     cpu::cli();
 }
 

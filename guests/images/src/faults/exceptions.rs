@@ -41,7 +41,13 @@ pub fn divide() {
 
 pub fn software_interrupts() {
     expect("#BP: INT3", at!("int3";), vector::BP, 0, 1);
-    expect("#BP: INT 3 in two bytes", at!(".byte 0xcd, 3";), vector::BP, 0, 2);
+    expect(
+        "#BP: INT 3 in two bytes",
+        at!(".byte 0xcd, 3";),
+        vector::BP,
+        0,
+        2,
+    );
     expect("#OF: INT 4", at!("int 4";), vector::OF, 0, 2);
     expect("INT 0x40", at!("int 0x40";), 0x40, 0, 2);
     expect("INT 0xff", at!("int 0xff";), 0xff, 0, 2);
@@ -52,27 +58,50 @@ pub fn invalid_opcode() {
     let ud = vector::UD;
     expect_fault("#UD: UD2", at!("ud2";), ud, 0);
     expect_fault("#UD: UD1", at!(".byte 0x0f, 0xb9, 0xc0";), ud, 0);
-    expect_fault("#UD: LOCK on a register", at!(".byte 0xf0, 0x01, 0xc8";), ud, 0);
+    expect_fault(
+        "#UD: LOCK on a register",
+        at!(".byte 0xf0, 0x01, 0xc8";),
+        ud,
+        0,
+    );
     expect_fault("#UD: LOCK on MOV", at!(".byte 0xf0, 0x89, 0x00";), ud, 0);
     expect_fault("#UD: LOCK on NOP", at!(".byte 0xf0, 0x90";), ud, 0);
     expect_fault("#UD: PUSH ES in 64-bit mode", at!(".byte 0x06";), ud, 0);
     expect_fault("#UD: DAA in 64-bit mode", at!(".byte 0x27";), ud, 0);
     expect_fault("#UD: PUSHA in 64-bit mode", at!(".byte 0x60";), ud, 0);
     expect_fault("#UD: INTO in 64-bit mode", at!(".byte 0xce";), ud, 0);
-    expect_fault("#UD: direct far jump in 64-bit mode", at!(".byte 0xea";), ud, 0);
+    expect_fault(
+        "#UD: direct far jump in 64-bit mode",
+        at!(".byte 0xea";),
+        ud,
+        0,
+    );
     expect_fault("#UD: MOV to CS", at!(".byte 0x8e, 0xc8";), ud, 0);
-    expect_fault("#UD: MOV to a sixth segment", at!(".byte 0x8e, 0xf0";), ud, 0);
+    expect_fault(
+        "#UD: MOV to a sixth segment",
+        at!(".byte 0x8e, 0xf0";),
+        ud,
+        0,
+    );
     expect_fault("#UD: MOV from CR1", at!(".byte 0x0f, 0x20, 0xc8";), ud, 0);
     expect_fault("#UD: MOV from CR5", at!(".byte 0x0f, 0x20, 0xe8";), ud, 0);
     expect_fault("#UD: LEA of a register", at!(".byte 0x8d, 0xc0";), ud, 0);
-    expect_fault("#UD: CMPXCHG8B of a register", at!(".byte 0x0f, 0xc7, 0xc8";), ud, 0);
+    expect_fault(
+        "#UD: CMPXCHG8B of a register",
+        at!(".byte 0x0f, 0xc7, 0xc8";),
+        ud,
+        0,
+    );
     expect_fault(
         "#GP: instruction of 16 bytes",
         at!(".fill 15, 1, 0x2e", "nop";),
         vector::GP,
         0,
     );
-    check_ok!(attempt(|| insn!(".fill 14, 1, 0x2e", "nop")), "instruction of 15 bytes");
+    check_ok!(
+        attempt(|| insn!(".fill 14, 1, 0x2e", "nop")),
+        "instruction of 15 bytes"
+    );
     expect_fault(
         "#UD: SSE without OSFXSR",
         at!(["mov cr4, {off}"] "xorps xmm0, xmm0", "mov cr4, {on}";
@@ -107,12 +136,42 @@ pub fn device_not_available() {
         };
     }
     let nm = vector::NM;
-    expect_fault("#NM: x87 with TS", with_cr0!(normal | cr0::TS, "fnop"), nm, 0);
-    expect_fault("#NM: SSE with TS", with_cr0!(normal | cr0::TS, "xorps xmm0, xmm0"), nm, 0);
-    expect_fault("#NM: MMX with TS", with_cr0!(normal | cr0::TS, "emms"), nm, 0);
-    expect_fault("#NM: x87 with EM", with_cr0!(normal | cr0::EM, "fnop"), nm, 0);
-    expect_fault("#UD: MMX with EM", with_cr0!(normal | cr0::EM, "emms"), vector::UD, 0);
-    expect_fault("#NM: WAIT with MP and TS", with_cr0!(normal | cr0::TS | cr0::MP, "fwait"), nm, 0);
+    expect_fault(
+        "#NM: x87 with TS",
+        with_cr0!(normal | cr0::TS, "fnop"),
+        nm,
+        0,
+    );
+    expect_fault(
+        "#NM: SSE with TS",
+        with_cr0!(normal | cr0::TS, "xorps xmm0, xmm0"),
+        nm,
+        0,
+    );
+    expect_fault(
+        "#NM: MMX with TS",
+        with_cr0!(normal | cr0::TS, "emms"),
+        nm,
+        0,
+    );
+    expect_fault(
+        "#NM: x87 with EM",
+        with_cr0!(normal | cr0::EM, "fnop"),
+        nm,
+        0,
+    );
+    expect_fault(
+        "#UD: MMX with EM",
+        with_cr0!(normal | cr0::EM, "emms"),
+        vector::UD,
+        0,
+    );
+    expect_fault(
+        "#NM: WAIT with MP and TS",
+        with_cr0!(normal | cr0::TS | cr0::MP, "fwait"),
+        nm,
+        0,
+    );
     check_ok!(
         with_cr0!((normal | cr0::TS) & !cr0::MP, "fwait").0,
         "WAIT with TS but without MP"
@@ -162,7 +221,12 @@ pub fn general_protection() {
         gp,
         0,
     );
-    expect_fault("#GP: FXSAVE misaligned", at!("fxsave [rcx]"; in("rcx") misaligned), gp, 0);
+    expect_fault(
+        "#GP: FXSAVE misaligned",
+        at!("fxsave [rcx]"; in("rcx") misaligned),
+        gp,
+        0,
+    );
     expect_fault(
         "#GP: RDMSR of nothing",
         at!("rdmsr"; in("ecx") 0x1234_5678, out("eax") _, out("edx") _),
@@ -215,10 +279,25 @@ pub fn control_registers() {
         return report::skip("control registers", "lenient emulator");
     }
     expect_fault("#GP: CR0.PG without PE", write_cr0!(value0 & !1), gp, 0);
-    expect_fault("#GP: CR0.NW without CD", write_cr0!(value0 & !cr0::CD | cr0::NW), gp, 0);
+    expect_fault(
+        "#GP: CR0.NW without CD",
+        write_cr0!(value0 & !cr0::CD | cr0::NW),
+        gp,
+        0,
+    );
     expect_fault("#GP: CR0 high half", write_cr0!(value0 | 1 << 32), gp, 0);
-    expect_fault("#GP: CR0.PG cleared in 64-bit mode", write_cr0!(value0 & !cr0::PG), gp, 0);
-    expect_fault("#GP: CR4.PAE cleared in long mode", write_cr4!(value4 & !cr4::PAE), gp, 0);
+    expect_fault(
+        "#GP: CR0.PG cleared in 64-bit mode",
+        write_cr0!(value0 & !cr0::PG),
+        gp,
+        0,
+    );
+    expect_fault(
+        "#GP: CR4.PAE cleared in long mode",
+        write_cr4!(value4 & !cr4::PAE),
+        gp,
+        0,
+    );
     expect_fault("#GP: CR4 reserved bit", write_cr4!(value4 | 1 << 31), gp, 0);
     expect_fault("#GP: CR4 high half", write_cr4!(value4 | 1 << 40), gp, 0);
     expect_fault(
@@ -227,7 +306,12 @@ pub fn control_registers() {
         gp,
         0,
     );
-    expect_fault("#GP: CR8 above 15", at!("mov cr8, {v}"; v = in(reg) 16u64), gp, 0);
+    expect_fault(
+        "#GP: CR8 above 15",
+        at!("mov cr8, {v}"; v = in(reg) 16u64),
+        gp,
+        0,
+    );
     expect_fault(
         "#GP: EFER.LME cleared with paging on",
         at!("wrmsr"; in("ecx") cpu::msr::EFER,
@@ -250,7 +334,10 @@ pub fn control_registers() {
     insn!("smsw {0}", out(reg) status);
     check!(status == value0, "SMSW reads CR0");
     insn!("lmsw {0:x}", in(reg) (value0 & !1 | cr0::TS) as u16);
-    check!(cpu::read_cr0() == value0 | cr0::TS, "LMSW sets TS and cannot clear PE");
+    check!(
+        cpu::read_cr0() == value0 | cr0::TS,
+        "LMSW sets TS and cannot clear PE"
+    );
     insn!("clts");
     check!(cpu::read_cr0() == value0, "CLTS");
     cpu::write_cr8(5);
@@ -321,5 +408,8 @@ pub fn alignment() {
     let pages = memory::pages(2);
     memory::write64(pages + 0xffc, 41);
     insn!("lock inc qword ptr [{}]", in(reg) pages + 0xffc);
-    check!(memory::read64(pages + 0xffc) == 42, "locked increment across a page boundary");
+    check!(
+        memory::read64(pages + 0xffc) == 42,
+        "locked increment across a page boundary"
+    );
 }

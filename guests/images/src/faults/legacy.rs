@@ -30,27 +30,70 @@ macro_rules! routine {
     };
 }
 
-routine!(sum, "lea eax, [eax + eax*2]", "mov ecx, cr0", "test ecx, 0x80000000", "jz 2f", "xor eax, eax", "2:");
+routine!(
+    sum,
+    "lea eax, [eax + eax*2]",
+    "mov ecx, cr0",
+    "test ecx, 0x80000000",
+    "jz 2f",
+    "xor eax, eax",
+    "2:"
+);
 routine!(divide, "xor edx, edx", "xor ecx, ecx", "div ecx");
 routine!(load_ds, "mov ds, eax", "mov ecx, 0x10", "mov ds, ecx");
 routine!(load_ss, "mov ss, eax", "mov ecx, 0x10", "mov ss, ecx");
-routine!(read_es, "mov ecx, 0x50", "mov es, ecx", "mov eax, es:[eax]", "mov ecx, 0x10", "mov es, ecx");
+routine!(
+    read_es,
+    "mov ecx, 0x50",
+    "mov es, ecx",
+    "mov eax, es:[eax]",
+    "mov ecx, 0x10",
+    "mov es, ecx"
+);
 routine!(bound_check, ".byte 0x62, 0x05", ".long legacy_bounds");
 routine!(overflow, "add eax, 0x7fffffff", ".byte 0xce");
 routine!(breakpoint, "int3");
 routine!(call_task, ".byte 0x9a", ".long 0", ".word 0x50");
-routine!(jump_task, ".byte 0xea", ".long 0", ".word 0x50", "mov eax, edi");
+routine!(
+    jump_task,
+    ".byte 0xea",
+    ".long 0",
+    ".word 0x50",
+    "mov eax, edi"
+);
 routine!(interrupt_task, "int 0x70");
-routine!(read_null, "xor ecx, ecx", "mov es, ecx", "mov eax, es:[eax]");
-routine!(to_user,
+routine!(
+    read_null,
+    "xor ecx, ecx",
+    "mov es, ecx",
+    "mov eax, es:[eax]"
+);
+routine!(
+    to_user,
     // Privilege level 3 through IRET; EAX is the user's entry.
-    "push 0x2b", "push esp", "push 0x202", "push 0x23", "push eax", "iretd");
+    "push 0x2b",
+    "push esp",
+    "push 0x202",
+    "push 0x23",
+    "push eax",
+    "iretd"
+);
 routine!(user_return, "mov eax, 0x1234", "int 0x71");
 routine!(user_privileged, "cli");
-routine!(to_virtual_8086,
+routine!(
+    to_virtual_8086,
     // GS, FS, DS, ES, SS, ESP, EFLAGS with VM, CS, EIP for IRET; EAX holds the flags.
-    "push 0", "push 0", "push 0x100", "push 0", "push 0", "push 0x7ff0", "push eax", "push 0",
-    "push 0xa000", "iretd");
+    "push 0",
+    "push 0",
+    "push 0x100",
+    "push 0",
+    "push 0",
+    "push 0x7ff0",
+    "push eax",
+    "push 0",
+    "push 0xa000",
+    "iretd"
+);
 
 core::arch::global_asm!(
     ".section .data.legacy_tests, \"aw\"",
@@ -102,7 +145,11 @@ fn short(outcome: Outcome) -> Result<u32, (u8, u32)> {
 }
 
 pub fn protected_mode() {
-    check_eq!(short(run(sum::address(), 14)), Ok(42), "32-bit code without paging");
+    check_eq!(
+        short(run(sum::address(), 14)),
+        Ok(42),
+        "32-bit code without paging"
+    );
     set_gate(0x71, selector::CODE32, return_gate(), 0xee);
     let user = run(to_user::address(), user_return::address() as u32);
     check_eq!(
@@ -123,30 +170,74 @@ fn return_gate() -> u32 {
 }
 
 pub fn protected_faults() {
-    check_eq!(short(run(divide::address(), 1)), Err((vector::DE, 0)), "#DE");
-    check_eq!(short(run(overflow::address(), 1)), Err((vector::OF, 0)), "#OF");
-    check_eq!(short(run(breakpoint::address(), 0)), Err((vector::BP, 0)), "#BP");
+    check_eq!(
+        short(run(divide::address(), 1)),
+        Err((vector::DE, 0)),
+        "#DE"
+    );
+    check_eq!(
+        short(run(overflow::address(), 1)),
+        Err((vector::OF, 0)),
+        "#OF"
+    );
+    check_eq!(
+        short(run(breakpoint::address(), 0)),
+        Err((vector::BP, 0)),
+        "#BP"
+    );
     check_eq!(
         run(breakpoint::address(), 0).map_err(|fault| fault.eip),
         Err(breakpoint::address() as u32 + 1),
         "#BP: EIP behind INT3"
     );
-    check_eq!(short(run(bound_check::address(), 10)), Err((vector::BR, 0)), "#BR");
+    check_eq!(
+        short(run(bound_check::address(), 10)),
+        Err((vector::BR, 0)),
+        "#BR"
+    );
     check_eq!(short(run(bound_check::address(), 9)), Ok(9), "BOUND within");
-    check_eq!(short(run(load_ds::address(), 0xffe8)), Err((vector::GP, 0xffe8)), "#GP: selector");
+    check_eq!(
+        short(run(load_ds::address(), 0xffe8)),
+        Err((vector::GP, 0xffe8)),
+        "#GP: selector"
+    );
     set_descriptor(0x50, legacy::make_descriptor(0, 0xf_ffff, 0x13, 0xc));
-    check_eq!(short(run(load_ds::address(), 0x50)), Err((vector::NP, 0x50)), "#NP: segment");
-    check_eq!(short(run(load_ss::address(), 0x50)), Err((vector::SS, 0x50)), "#SS: segment");
-    check_eq!(short(run(load_ss::address(), 0)), Err((vector::GP, 0)), "#GP: null SS");
+    check_eq!(
+        short(run(load_ds::address(), 0x50)),
+        Err((vector::NP, 0x50)),
+        "#NP: segment"
+    );
+    check_eq!(
+        short(run(load_ss::address(), 0x50)),
+        Err((vector::SS, 0x50)),
+        "#SS: segment"
+    );
+    check_eq!(
+        short(run(load_ss::address(), 0)),
+        Err((vector::GP, 0)),
+        "#GP: null SS"
+    );
     if options::lenient() {
         return report::skip("segment limits", "lenient emulator");
     }
-    check_eq!(short(run(read_null::address(), 0)), Err((vector::GP, 0)), "#GP: null segment");
+    check_eq!(
+        short(run(read_null::address(), 0)),
+        Err((vector::GP, 0)),
+        "#GP: null segment"
+    );
     let page = memory::page();
     memory::write32(page + 0xffc, 0x7777);
     set_descriptor(0x50, legacy::make_descriptor(page, 0xfff, 0x93, 4));
-    check_eq!(short(run(read_es::address(), 0xffc)), Ok(0x7777), "segment with a base");
-    check_eq!(short(run(read_es::address(), 0xffd)), Err((vector::GP, 0)), "#GP: beyond the limit");
+    check_eq!(
+        short(run(read_es::address(), 0xffc)),
+        Ok(0x7777),
+        "segment with a base"
+    );
+    check_eq!(
+        short(run(read_es::address(), 0xffd)),
+        Err((vector::GP, 0)),
+        "#GP: beyond the limit"
+    );
     check_eq!(
         short(run(read_es::address(), 0xffff_fffe)),
         Err((vector::GP, 0)),
@@ -158,7 +249,11 @@ pub fn protected_faults() {
         Ok(0x7777),
         "expand-down segment of 4 GiB less a byte"
     );
-    check_eq!(short(run(read_es::address(), 0)), Err((vector::GP, 0)), "#GP: its first byte");
+    check_eq!(
+        short(run(read_es::address(), 0)),
+        Err((vector::GP, 0)),
+        "#GP: its first byte"
+    );
 }
 
 /// Fills a task state segment for privilege level 0.
@@ -190,28 +285,63 @@ pub fn task_switch() {
     const BUSY: u64 = 2 << 40;
     let entry = (&raw const legacy_task_entry) as u64;
     let task = make_task(entry);
-    check_eq!(short(run(call_task::address(), 99)), Ok(99), "a task is called and returns");
+    check_eq!(
+        short(run(call_task::address(), 99)),
+        Ok(99),
+        "a task is called and returns"
+    );
     check_eq!(task_result(0) & NT, NT, "NT is set in the called task");
     check_eq!(task_result(1), 0x50, "TR is its selector");
     check_eq!(task_result(2), 0xbeef, "EBX comes from its state");
-    check_eq!(memory::read32(task) & 0xffff, u32::from(legacy::TASK), "its link names the caller");
-    check_eq!(legacy::descriptor(0x50) & BUSY, 0, "it is not busy after IRET");
+    check_eq!(
+        memory::read32(task) & 0xffff,
+        u32::from(legacy::TASK),
+        "its link names the caller"
+    );
+    check_eq!(
+        legacy::descriptor(0x50) & BUSY,
+        0,
+        "it is not busy after IRET"
+    );
     let task = make_task(entry);
     set_gate(0x70, 0x50, 0, 0x85);
-    check_eq!(short(run(interrupt_task::address(), 98)), Ok(98), "INT through a task gate");
+    check_eq!(
+        short(run(interrupt_task::address(), 98)),
+        Ok(98),
+        "INT through a task gate"
+    );
     check_eq!(task_result(0) & NT, NT, "NT is set in the interrupt's task");
-    check!(memory::read32(task + 32) != entry as u32, "the task's EIP was saved");
+    check!(
+        memory::read32(task + 32) != entry as u32,
+        "the task's EIP was saved"
+    );
     make_task((&raw const legacy_task_jump) as u64);
-    check_eq!(short(run(jump_task::address(), 0)), Ok(0), "jumps between tasks");
+    check_eq!(
+        short(run(jump_task::address(), 0)),
+        Ok(0),
+        "jumps between tasks"
+    );
     check_eq!(task_result(0) & NT, 0, "a jump does not nest");
     set_descriptor(0x50, legacy::descriptor(0x50) | BUSY);
-    check_eq!(short(run(call_task::address(), 0)), Err((vector::GP, 0x50)), "#GP: busy task");
+    check_eq!(
+        short(run(call_task::address(), 0)),
+        Err((vector::GP, 0x50)),
+        "#GP: busy task"
+    );
     make_task(entry);
     set_descriptor(0x50, legacy::descriptor(0x50) & !(1 << 47));
-    check_eq!(short(run(call_task::address(), 0)), Err((vector::NP, 0x50)), "#NP: absent task");
+    check_eq!(
+        short(run(call_task::address(), 0)),
+        Err((vector::NP, 0x50)),
+        "#NP: absent task"
+    );
     let task = make_task(entry);
     set_descriptor(0x50, legacy::make_descriptor(task, 0x66, 0x89, 0));
-    check_eq!(short(run(call_task::address(), 0)), Err((vector::TS, 0x50)), "#TS: short task state");
+    check_eq!(
+        short(run(call_task::address(), 0)),
+        Err((vector::TS, 0x50)),
+        "#TS: short task state"
+    );
     let task = make_task(entry);
     memory::write32(task + 84, u32::from(legacy::TASK));
     check_eq!(
@@ -230,7 +360,17 @@ fn virtual_8086_code(code: &[u8], eflags: u32) -> Fault {
         Err(fault) => fault,
         Ok(value) => {
             report::fail("virtual-8086 mode was entered", value, ());
-            Fault { vector: 0xff, error: 0, eip: 0, cs: 0, eflags: 0, esp: 0, ss: 0, cr2: 0, eax: 0 }
+            Fault {
+                vector: 0xff,
+                error: 0,
+                eip: 0,
+                cs: 0,
+                eflags: 0,
+                esp: 0,
+                ss: 0,
+                cr2: 0,
+                eax: 0,
+            }
         }
     }
 }
@@ -241,7 +381,14 @@ pub fn virtual_8086() {
     // mov ax, ds; add ax, ax; int3
     let fault = virtual_8086_code(&[0x8c, 0xd8, 0x01, 0xc0, 0xcc], IOPL3);
     check_eq!(
-        (fault.vector, fault.eax & 0xffff, fault.eip, fault.cs, fault.ss, fault.esp),
+        (
+            fault.vector,
+            fault.eax & 0xffff,
+            fault.eip,
+            fault.cs,
+            fault.ss,
+            fault.esp
+        ),
         (vector::BP, 0x200, at + 5, 0, 0, 0x7ff0),
         "virtual-8086 code runs, INT3 leaves it"
     );
@@ -266,26 +413,48 @@ pub fn virtual_8086() {
         );
     }
     let fault = virtual_8086_code(&[0xf4], IOPL3);
-    check_eq!((fault.vector, fault.error), (vector::GP, 0), "#GP: HLT in virtual-8086 mode");
+    check_eq!(
+        (fault.vector, fault.error),
+        (vector::GP, 0),
+        "#GP: HLT in virtual-8086 mode"
+    );
     let fault = virtual_8086_code(&[0x0f, 0x00, 0xc0], IOPL3);
     check_eq!(fault.vector, vector::UD, "#UD: SLDT in virtual-8086 mode");
     // pushf; pop ax; int3
     let fault = virtual_8086_code(&[0x9c, 0x58, 0xcc], IOPL3 | 0x200);
-    check_eq!(fault.eax & 0x3200, 0x3200, "PUSHF with IOPL 3 tells the flags");
+    check_eq!(
+        fault.eax & 0x3200,
+        0x3200,
+        "PUSHF with IOPL 3 tells the flags"
+    );
     // in al, dx without permission: the map lies beyond the task's limit.
     let fault = virtual_8086_code(&[0xec, 0xcc], IOPL3);
-    check_eq!((fault.vector, fault.error), (vector::GP, 0), "#GP: IN, whatever IOPL says");
+    check_eq!(
+        (fault.vector, fault.error),
+        (vector::GP, 0),
+        "#GP: IN, whatever IOPL says"
+    );
 }
 
 pub fn real_mode() {
     let run = |code: &[u8]| {
         legacy::run_real(code).map_err(|fault| (fault.vector, fault.error, fault.eip))
     };
-    let done = |ax: u16| Ok(legacy::RealOutcome { ax, vector: None, ip: 0 });
+    let done = |ax: u16| {
+        Ok(legacy::RealOutcome {
+            ax,
+            vector: None,
+            ip: 0,
+        })
+    };
     let clear = || memory::write32(0x502, 0);
     clear();
     // mov ax, 1234h; add ax, 1; ret
-    check_eq!(run(&[0xb8, 0x34, 0x12, 0x05, 1, 0, 0xc3]), done(0x1235), "16-bit code");
+    check_eq!(
+        run(&[0xb8, 0x34, 0x12, 0x05, 1, 0, 0xc3]),
+        done(0x1235),
+        "16-bit code"
+    );
     // mov ax, 1000h; mov es, ax; mov ax, es:[4]; ret
     memory::write32(0x1_0004, 0x5678);
     check_eq!(
@@ -294,18 +463,32 @@ pub fn real_mode() {
         "a segment is its paragraph"
     );
     // smsw ax; and ax, 1; ret
-    check_eq!(run(&[0x0f, 0x01, 0xe0, 0x25, 1, 0, 0xc3]), done(0), "CR0.PE is clear");
+    check_eq!(
+        run(&[0x0f, 0x01, 0xe0, 0x25, 1, 0, 0xc3]),
+        done(0),
+        "CR0.PE is clear"
+    );
     // mov eax, 12345678h; shr eax, 16; ret (operand-size prefixes)
     check_eq!(
-        run(&[0x66, 0xb8, 0x78, 0x56, 0x34, 0x12, 0x66, 0xc1, 0xe8, 16, 0xc3]),
+        run(&[
+            0x66, 0xb8, 0x78, 0x56, 0x34, 0x12, 0x66, 0xc1, 0xe8, 16, 0xc3
+        ]),
         done(0x1234),
         "32-bit operands"
     );
     let ended = |vector: u8, ip: u64| (Some(vector), ip as u16);
     let short = |code: &[u8]| run(code).map(|outcome| (outcome.vector, outcome.ip));
     let at = legacy::REAL_CODE;
-    check_eq!(short(&[0xcd, 0x60]), Ok(ended(0x60, at + 2)), "INT through the vector table");
-    check_eq!(short(&[0x31, 0xc9, 0xf7, 0xf1]), Ok(ended(0, at + 2)), "#DE in real mode");
+    check_eq!(
+        short(&[0xcd, 0x60]),
+        Ok(ended(0x60, at + 2)),
+        "INT through the vector table"
+    );
+    check_eq!(
+        short(&[0x31, 0xc9, 0xf7, 0xf1]),
+        Ok(ended(0, at + 2)),
+        "#DE in real mode"
+    );
     check_eq!(short(&[0x0f, 0x0b]), Ok(ended(6, at)), "#UD in real mode");
     if !options::lenient() {
         // mov bx, ffffh; mov ax, [bx]: a word at the segment's last byte.

@@ -27,9 +27,24 @@ pub fn segment_loads() {
         u64::from(beyond),
     );
     set_descriptor(SLOT, DATA & !PRESENT);
-    expect_fault("#NP: DS not present", load!("mov ds, {selector:x}", SLOT), np, u64::from(SLOT));
-    expect_fault("#NP: FS not present", load!("mov fs, {selector:x}", SLOT), np, u64::from(SLOT));
-    expect_fault("#SS: SS not present", load!("mov ss, {selector:x}", SLOT), ss, u64::from(SLOT));
+    expect_fault(
+        "#NP: DS not present",
+        load!("mov ds, {selector:x}", SLOT),
+        np,
+        u64::from(SLOT),
+    );
+    expect_fault(
+        "#NP: FS not present",
+        load!("mov fs, {selector:x}", SLOT),
+        np,
+        u64::from(SLOT),
+    );
+    expect_fault(
+        "#SS: SS not present",
+        load!("mov ss, {selector:x}", SLOT),
+        ss,
+        u64::from(SLOT),
+    );
     expect_fault(
         "#GP: SS with a different RPL",
         load!("mov ss, {selector:x}", selector::DATA | 3),
@@ -69,7 +84,12 @@ pub fn segment_loads() {
         gp,
         u64::from(selector::TASK),
     );
-    expect_fault("#GP: DS from an absent LDT", load!("mov ds, {selector:x}", 0x0cu16), gp, 0x0c);
+    expect_fault(
+        "#GP: DS from an absent LDT",
+        load!("mov ds, {selector:x}", 0x0cu16),
+        gp,
+        0x0c,
+    );
     accepted_loads();
 }
 
@@ -84,7 +104,11 @@ fn accepted_loads() {
     );
     set_descriptor(SLOT, DATA & !(1 << 40));
     insn!("mov ds, {0:x}", in(reg) SLOT);
-    check_eq!(descriptor(SLOT) >> 40 & 1, 1, "loading sets the accessed bit");
+    check_eq!(
+        descriptor(SLOT) >> 40 & 1,
+        1,
+        "loading sets the accessed bit"
+    );
     insn!("mov ds, {0:x}", "mov es, {0:x}", in(reg) selector::DATA);
     let (limit, rights, readable): (u64, u64, u8);
     insn!("lsl {l}, {s}", "lar {r}, {s}", "verw {s:x}", "setz {z}",
@@ -97,7 +121,11 @@ fn accepted_loads() {
     insn!("verw {c:x}", "setz {w}", "verr {c:x}", "setz {r}", "lar {t:e}, {n:e}", "setz {f}",
         w = out(reg_byte) writable, r = out(reg_byte) code, f = out(reg_byte) found,
         t = out(reg) _, c = in(reg) u64::from(selector::CODE64), n = in(reg) 0u64);
-    check_eq!((writable, code, found), (0, 1, 0), "VERW and VERR of code, LAR of null");
+    check_eq!(
+        (writable, code, found),
+        (0, 1, 0),
+        "VERW and VERR of code, LAR of null"
+    );
 }
 
 fn descriptor(selector: u16) -> u64 {
@@ -140,7 +168,12 @@ pub fn far_transfers() {
     );
     // L and D together are reserved.
     set_descriptor(SLOT, 0x00ef_9b00_0000_ffff);
-    expect_fault("#GP: far return to L and D", far_return!(SLOT, 0u64), gp, u64::from(SLOT));
+    expect_fault(
+        "#GP: far return to L and D",
+        far_return!(SLOT, 0u64),
+        gp,
+        u64::from(SLOT),
+    );
     let null: u64 = 0;
     expect_fault(
         "#GP: far jump to null",
@@ -179,7 +212,12 @@ pub fn system_segments() {
         u64::from(selector::DATA),
     );
     if !options::lenient() {
-        expect_fault("#GP: LTR of null", at!("ltr {s:x}"; s = in(reg) 0u16), gp, 0);
+        expect_fault(
+            "#GP: LTR of null",
+            at!("ltr {s:x}"; s = in(reg) 0u16),
+            gp,
+            0,
+        );
     }
     expect_fault(
         "#GP: LLDT of data",

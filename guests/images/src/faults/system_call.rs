@@ -100,10 +100,17 @@ pub fn syscall() {
     let ended = user::enter(selector::USER_CODE64, entry, user::stack(), 2, 0);
     check_eq!(
         (ended.vector, ended.rax),
-        (vector::USER_RETURN, 1 << 16 | u64::from(selector::USER_CODE64)),
+        (
+            vector::USER_RETURN,
+            1 << 16 | u64::from(selector::USER_CODE64)
+        ),
         "SYSRET restores flags and loads the user code selector"
     );
-    check_eq!(ended.ss, u64::from(selector::USER_DATA), "SYSRET loads the user stack selector");
+    check_eq!(
+        ended.ss,
+        u64::from(selector::USER_DATA),
+        "SYSRET loads the user stack selector"
+    );
     // MOV RDX,RSP is 3 bytes, STC 1, SYSCALL 2.
     check_eq!(saved(0), entry + 6, "RCX holds the return address");
     check_eq!(saved(1) & 1, 1, "R11 holds the flags");
@@ -119,8 +126,17 @@ pub fn syscall_disabled() {
     cpu::wrmsr(msr::EFER, cpu::rdmsr(msr::EFER) & !SCE);
     let entry = (&raw const faults_syscall_user) as u64;
     let ended = user::enter(selector::USER_CODE64, entry, user::stack(), 2, 0);
-    check_eq!((ended.vector, ended.error), (vector::UD, 0), "#UD: SYSCALL without EFER.SCE");
-    check_fault!(attempt(|| insn!("sysretq")), vector::UD, 0, "SYSRET without EFER.SCE");
+    check_eq!(
+        (ended.vector, ended.error),
+        (vector::UD, 0),
+        "#UD: SYSCALL without EFER.SCE"
+    );
+    check_fault!(
+        attempt(|| insn!("sysretq")),
+        vector::UD,
+        0,
+        "SYSRET without EFER.SCE"
+    );
     cpu::wrmsr(msr::EFER, cpu::rdmsr(msr::EFER) | SCE);
 }
 
@@ -151,7 +167,11 @@ pub fn sysenter() {
         // AMD's processors have SYSENTER in legacy mode only (AMD APM 3).
         return report::pass("#UD: SYSENTER in long mode, as AMD documents");
     }
-    check_eq!((ended.vector, ended.error), (vector::GP, 0), "#GP: SYSENTER with a null selector");
+    check_eq!(
+        (ended.vector, ended.error),
+        (vector::GP, 0),
+        "#GP: SYSENTER with a null selector"
+    );
     let stack = memory::page() + 0x1000;
     cpu::wrmsr(msr::SYSENTER_CS, u64::from(selector::CODE64));
     cpu::wrmsr(msr::SYSENTER_ESP, stack);

@@ -20,7 +20,11 @@ fn expect_gp(name: &str, outcome: Result<u64, Fault>) {
 }
 
 pub fn privileged_instructions() {
-    check_eq!(user::call(|| 42).map_err(|fault| fault.vector), Ok(42), "user code returns");
+    check_eq!(
+        user::call(|| 42).map_err(|fault| fault.vector),
+        Ok(42),
+        "user code returns"
+    );
     let mut pointer = [0u8; 10];
     let place = pointer.as_mut_ptr();
     expect_gp("HLT", in_user!("hlt"));
@@ -38,8 +42,14 @@ pub fn privileged_instructions() {
     expect_gp("MOV from CR0", in_user!("mov {}, cr0", out(reg) _));
     expect_gp("MOV to CR3", in_user!("mov cr3, {}", in(reg) 0u64));
     expect_gp("MOV from DR7", in_user!("mov {}, dr7", out(reg) _));
-    expect_gp("RDMSR", in_user!("rdmsr", in("ecx") 0x1b, out("eax") _, out("edx") _));
-    expect_gp("WRMSR", in_user!("wrmsr", in("ecx") 0x1b, in("eax") 0, in("edx") 0));
+    expect_gp(
+        "RDMSR",
+        in_user!("rdmsr", in("ecx") 0x1b, out("eax") _, out("edx") _),
+    );
+    expect_gp(
+        "WRMSR",
+        in_user!("wrmsr", in("ecx") 0x1b, in("eax") 0, in("edx") 0),
+    );
     expect_gp("SWAPGS", in_user!("swapgs"));
     expect_gp("SYSRET", in_user!("sysretq", in("rcx") 0));
     expect_gp("IN", in_user!("in al, 0x80", out("al") _));
@@ -61,7 +71,8 @@ pub fn privileged_instructions() {
         cpu::read_flags()
     });
     check_eq!(
-        kept.map_err(|fault| fault.vector).map(|value| value & 0x3200),
+        kept.map_err(|fault| fault.vector)
+            .map(|value| value & 0x3200),
         Ok(0),
         "POPF in user mode leaves IF and IOPL alone"
     );
@@ -75,9 +86,18 @@ pub fn io_permissions() {
     }
     memory::write8(tss + 104 + 0xe0 / 8, 0xfe);
     segments::reload_task(104 + 8192);
-    check!(in_user!("out dx, al", in("dx") 0xe0, in("al") 0u8).is_ok(), "permitted port");
-    expect_gp("forbidden port", in_user!("out dx, al", in("dx") 0xe1, in("al") 0u8));
-    expect_gp("partly forbidden port", in_user!("out dx, ax", in("dx") 0xe0, in("ax") 0u16));
+    check!(
+        in_user!("out dx, al", in("dx") 0xe0, in("al") 0u8).is_ok(),
+        "permitted port"
+    );
+    expect_gp(
+        "forbidden port",
+        in_user!("out dx, al", in("dx") 0xe1, in("al") 0u8),
+    );
+    expect_gp(
+        "partly forbidden port",
+        in_user!("out dx, ax", in("dx") 0xe0, in("ax") 0u16),
+    );
     let privileged = user::enter(
         selector::USER_CODE64,
         io_probe as extern "C" fn() as u64,
@@ -85,7 +105,11 @@ pub fn io_permissions() {
         0x3002,
         0,
     );
-    check_eq!(privileged.vector, vector::USER_RETURN, "IOPL 3 permits every port");
+    check_eq!(
+        privileged.vector,
+        vector::USER_RETURN,
+        "IOPL 3 permits every port"
+    );
     segments::reload_task(103);
 }
 
@@ -109,8 +133,9 @@ pub fn instruction_prevention() {
             in_user!("str {:x}", out(reg) _),
             in_user!("smsw {:x}", out(reg) _),
         ];
-        for (outcome, instruction) in
-            outcomes.into_iter().zip(["SGDT", "SIDT", "SLDT", "STR", "SMSW"])
+        for (outcome, instruction) in outcomes
+            .into_iter()
+            .zip(["SGDT", "SIDT", "SLDT", "STR", "SMSW"])
         {
             check_eq!(
                 outcome.map_err(|fault| (fault.vector, fault.error)),
@@ -134,10 +159,22 @@ pub fn alignment_check() {
         let ended = user::enter(user_code, code, user::stack(), rflags, address);
         (ended.vector, ended.error)
     };
-    check_eq!(run(2 | flags::AC), (vector::USER_RETURN, 0), "misaligned access without CR0.AM");
+    check_eq!(
+        run(2 | flags::AC),
+        (vector::USER_RETURN, 0),
+        "misaligned access without CR0.AM"
+    );
     cpu::write_cr0(value0 | cr0::AM);
-    check_eq!(run(2 | flags::AC), (vector::AC, 0), "#AC with CR0.AM and the AC flag");
-    check_eq!(run(2), (vector::USER_RETURN, 0), "misaligned access without the AC flag");
+    check_eq!(
+        run(2 | flags::AC),
+        (vector::AC, 0),
+        "#AC with CR0.AM and the AC flag"
+    );
+    check_eq!(
+        run(2),
+        (vector::USER_RETURN, 0),
+        "misaligned access without the AC flag"
+    );
     cpu::write_cr0(value0);
 }
 
@@ -188,20 +225,36 @@ pub fn call_gate() {
         "call gate from user mode switches to RSP0 and pushes four words"
     );
     gate(0, 1);
-    check_fault!(call(), vector::GP, slot, "#GP: call gate of privilege level 0");
+    check_fault!(
+        call(),
+        vector::GP,
+        slot,
+        "#GP: call gate of privilege level 0"
+    );
     gate(3, 0);
     check_fault!(call(), vector::NP, slot, "#NP: call gate not present");
     gate(3, 1);
     set_descriptor(slot + 8, 0x0c00_0000_0000);
-    check_fault!(call(), vector::GP, slot, "#GP: type bits in a gate's high half");
+    check_fault!(
+        call(),
+        vector::GP,
+        slot,
+        "#GP: type bits in a gate's high half"
+    );
     trap::clear_handlers();
 }
 
 pub fn time_stamp_disable() {
     let value4 = cpu::read_cr4();
-    check!(in_user!("rdtsc", out("eax") _, out("edx") _).is_ok(), "RDTSC in user mode");
+    check!(
+        in_user!("rdtsc", out("eax") _, out("edx") _).is_ok(),
+        "RDTSC in user mode"
+    );
     cpu::write_cr4(value4 | cr4::TSD);
-    expect_gp("RDTSC with TSD", in_user!("rdtsc", out("eax") _, out("edx") _));
+    expect_gp(
+        "RDTSC with TSD",
+        in_user!("rdtsc", out("eax") _, out("edx") _),
+    );
     if cpu::feature_ext_d(27) {
         expect_gp(
             "RDTSCP with TSD",

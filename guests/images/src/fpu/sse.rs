@@ -55,14 +55,38 @@ pub fn exceptions_masked() {
         set_mxcsr(DEFAULT);
         (value, flags)
     };
-    check_eq!(flags(1.0, 0.0, true), (f32::INFINITY.to_bits(), 4), "division by zero");
-    check_eq!(flags(0.0, 0.0, true), (0xffc0_0000, 1), "invalid operation gives the default NaN");
-    check_eq!(flags(f32::MAX, 2.0, false), (f32::INFINITY.to_bits(), 0x28), "overflow, inexact");
+    check_eq!(
+        flags(1.0, 0.0, true),
+        (f32::INFINITY.to_bits(), 4),
+        "division by zero"
+    );
+    check_eq!(
+        flags(0.0, 0.0, true),
+        (0xffc0_0000, 1),
+        "invalid operation gives the default NaN"
+    );
+    check_eq!(
+        flags(f32::MAX, 2.0, false),
+        (f32::INFINITY.to_bits(), 0x28),
+        "overflow, inexact"
+    );
     check_eq!(flags(1.0, 3.0, true).1, 0x20, "inexact");
-    check_eq!(flags(f32::MIN_POSITIVE, f32::MIN_POSITIVE, false), (0, 0x30), "underflow, inexact");
-    check_eq!(flags(f32::from_bits(1), 1.0, false), (1, 2), "denormal operand");
+    check_eq!(
+        flags(f32::MIN_POSITIVE, f32::MIN_POSITIVE, false),
+        (0, 0x30),
+        "underflow, inexact"
+    );
+    check_eq!(
+        flags(f32::from_bits(1), 1.0, false),
+        (1, 2),
+        "denormal operand"
+    );
     let signalling = f32::from_bits(0x7f80_0001);
-    check_eq!(flags(signalling, 1.0, false), (0x7fc0_0001, 1), "a signalling NaN becomes quiet");
+    check_eq!(
+        flags(signalling, 1.0, false),
+        (0x7fc0_0001, 1),
+        "a signalling NaN becomes quiet"
+    );
 }
 
 pub fn flush_to_zero() {
@@ -72,7 +96,11 @@ pub fn flush_to_zero() {
     let flushed = single!("mulss", small, half);
     set_mxcsr(DEFAULT);
     check_eq!(flushed, 0, "FTZ flushes a denormal result");
-    check_eq!(single!("mulss", small, half), small >> 1, "without FTZ it stays");
+    check_eq!(
+        single!("mulss", small, half),
+        small >> 1,
+        "without FTZ it stays"
+    );
     set_mxcsr(DEFAULT | 1 << 6);
     let ignored = single!("addss", 1u32, 0u32);
     set_mxcsr(DEFAULT);
@@ -92,19 +120,51 @@ macro_rules! packed {
 pub fn instructions() {
     let a = [0x0102_0304_0506_0708u64, 0x1112_1314_1516_1718];
     let b = [0xffff_0000_ffff_0000u64, 0x8000_7fff_0001_ffff];
-    check_eq!(packed!("paddb {x}, {y}", a, b), [0x0001_0304_0405_0708, 0x9112_9213_1517_1617], "PADDB");
-    check_eq!(packed!("pshufd {x}, {y}, 0x1b", a, b), [b[1].rotate_left(32), b[0].rotate_left(32)], "PSHUFD");
-    check_eq!(packed!("punpcklqdq {x}, {y}", a, b), [a[0], b[0]], "PUNPCKLQDQ");
-    check_eq!(packed!("pslldq {x}, 3", a, b), [a[0] << 24, a[1] << 24 | a[0] >> 40], "PSLLDQ");
+    check_eq!(
+        packed!("paddb {x}, {y}", a, b),
+        [0x0001_0304_0405_0708, 0x9112_9213_1517_1617],
+        "PADDB"
+    );
+    check_eq!(
+        packed!("pshufd {x}, {y}, 0x1b", a, b),
+        [b[1].rotate_left(32), b[0].rotate_left(32)],
+        "PSHUFD"
+    );
+    check_eq!(
+        packed!("punpcklqdq {x}, {y}", a, b),
+        [a[0], b[0]],
+        "PUNPCKLQDQ"
+    );
+    check_eq!(
+        packed!("pslldq {x}, 3", a, b),
+        [a[0] << 24, a[1] << 24 | a[0] >> 40],
+        "PSLLDQ"
+    );
     check_eq!(packed!("pcmpeqb {x}, {x}", a, b), [u64::MAX; 2], "PCMPEQB");
     if !cpu::feature_1c(9) || !cpu::feature_1c(20) {
         return report::skip("SSSE3 to SSE4.2", "not in CPUID");
     }
     let reverse = [0x0809_0a0b_0c0d_0e0fu64, 0x0001_0203_0405_0607];
-    check_eq!(packed!("pshufb {x}, {y}", a, reverse), [a[1].swap_bytes(), a[0].swap_bytes()], "PSHUFB");
-    check_eq!(packed!("palignr {x}, {y}, 8", a, b), [b[1], a[0]], "PALIGNR");
-    check_eq!(packed!("pabsw {x}, {y}", a, b), [0x0001_0000_0001_0000, 0x8000_7fff_0001_0001], "PABSW");
-    check_eq!(packed!("pmaxud {x}, {y}", a, b), [0xffff_0000_ffff_0000, 0x8000_7fff_1516_1718], "PMAXUD");
+    check_eq!(
+        packed!("pshufb {x}, {y}", a, reverse),
+        [a[1].swap_bytes(), a[0].swap_bytes()],
+        "PSHUFB"
+    );
+    check_eq!(
+        packed!("palignr {x}, {y}, 8", a, b),
+        [b[1], a[0]],
+        "PALIGNR"
+    );
+    check_eq!(
+        packed!("pabsw {x}, {y}", a, b),
+        [0x0001_0000_0001_0000, 0x8000_7fff_0001_0001],
+        "PABSW"
+    );
+    check_eq!(
+        packed!("pmaxud {x}, {y}", a, b),
+        [0xffff_0000_ffff_0000, 0x8000_7fff_1516_1718],
+        "PMAXUD"
+    );
     let crc: u64;
     insn!("crc32 {c}, {v}", c = inout(reg) 0xffff_ffffu64 => crc, v = in(reg) a[0]);
     check_eq!(crc, expected_crc(a[0]), "CRC32");

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use guest_kit::cpu::{self, cr0, cr4, cpuid};
+use guest_kit::cpu::{self, cpuid, cr0, cr4};
 use guest_kit::trap::{attempt, set_handler, vector};
 use guest_kit::{check, check_eq, check_fault, insn, memory, report};
 
@@ -28,11 +28,27 @@ pub fn fxsave() {
     check_eq!(memory::read32(page) >> 16, 0x3800, "FSW with TOP 7");
     check_eq!(memory::read8(page + 4), 0x80, "abridged tag word");
     check_eq!(memory::read32(page + MXCSR), 0x1f80, "MXCSR");
-    check_eq!(memory::read64(page + ST0), 0xc90f_daa2_2168_c235, "ST0's significand");
-    check_eq!(memory::read32(page + ST0 + 8) & 0xffff, 0x4000, "ST0's exponent");
+    check_eq!(
+        memory::read64(page + ST0),
+        0xc90f_daa2_2168_c235,
+        "ST0's significand"
+    );
+    check_eq!(
+        memory::read32(page + ST0 + 8) & 0xffff,
+        0x4000,
+        "ST0's exponent"
+    );
     check_eq!(memory::read64(page + XMM0), 0x1234_5678_9abc_def0, "XMM0");
-    check_eq!(memory::read64(page + XMM0 + 15 * 16), 0x1234_5678_9abc_def0, "XMM15");
-    check_eq!(memory::read64(page + 512), 0xeeee_eeee_eeee_eeee, "nothing behind 512 bytes");
+    check_eq!(
+        memory::read64(page + XMM0 + 15 * 16),
+        0x1234_5678_9abc_def0,
+        "XMM15"
+    );
+    check_eq!(
+        memory::read64(page + 512),
+        0xeeee_eeee_eeee_eeee,
+        "nothing behind 512 bytes"
+    );
     // CR4.OSFXSR and CR0.TS have their say (TS in the faults image).
     let mask = memory::read32(page + 28);
     check!(mask & 0xffbf == 0xffbf, "MXCSR mask {mask:#x}");
@@ -55,7 +71,11 @@ pub fn fxrstor() {
         out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _,
         out("xmm11") _, out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
     );
-    check_eq!((seen, one), (77, 1f64.to_bits()), "FXRSTOR loads XMM and x87 registers");
+    check_eq!(
+        (seen, one),
+        (77, 1f64.to_bits()),
+        "FXRSTOR loads XMM and x87 registers"
+    );
     memory::write32(page + MXCSR, 0xffff_0000);
     check_fault!(
         attempt(|| insn!("fxrstor64 [{}]", in(reg) page)),
@@ -86,7 +106,11 @@ pub fn lazy_switch() {
         ts = in(reg) normal | cr0::TS, normal = in(reg) normal,
         inout("rdx") noticed => noticed_after, out("xmm0") _,
     );
-    check_eq!((noticed_after, SWITCHES.load(SeqCst)), (1, 1), "#NM on the first use");
+    check_eq!(
+        (noticed_after, SWITCHES.load(SeqCst)),
+        (1, 1),
+        "#NM on the first use"
+    );
     insn!("movaps xmm0, xmm1", out("xmm0") _);
     check_eq!(SWITCHES.load(SeqCst), 1, "none once TS is clear");
 }
@@ -115,7 +139,11 @@ pub fn xsave() {
     with_xsave("XSAVE", || {
         let supported = cpuid(0xd, 0);
         check_eq!(supported.eax & 3, 3, "x87 and SSE state are supported");
-        check!((576..=4096).contains(&supported.ecx), "area of {} bytes", supported.ecx);
+        check!(
+            (576..=4096).contains(&supported.ecx),
+            "area of {} bytes",
+            supported.ecx
+        );
         let before = xgetbv();
         check_eq!(before & 1, 1, "XCR0 has x87 at first");
         xsetbv(0, 3);
@@ -128,7 +156,11 @@ pub fn xsave() {
             v = in(reg) 0xabcdu64, a = in(reg) area, in("eax") 3, in("edx") 0, out("xmm3") _,
         );
         check_eq!(memory::read64(area + 512), 3, "XSTATE_BV");
-        check_eq!(memory::read64(area + 520), 0, "XCOMP_BV of the standard form");
+        check_eq!(
+            memory::read64(area + 520),
+            0,
+            "XCOMP_BV of the standard form"
+        );
         check_eq!(memory::read64(area + XMM0 + 3 * 16), 0xabcd, "XMM3");
         let back: u64;
         insn!("xrstor64 [{a}]", "movq {b}, xmm3", "fninit", a = in(reg) area, b = out(reg) back,
@@ -145,8 +177,16 @@ pub fn xsave() {
         memory::write64(area + XMM0, 0x5555);
         memory::write64(area + 512, 2);
         insn!("xsave64 [{}]", in(reg) area, in("eax") 1, in("edx") 0);
-        check_eq!(memory::read64(area + XMM0), 0x5555, "XSAVE leaves other components alone");
-        check_eq!(memory::read64(area + 512) & 2, 2, "and their bits in XSTATE_BV");
+        check_eq!(
+            memory::read64(area + XMM0),
+            0x5555,
+            "XSAVE leaves other components alone"
+        );
+        check_eq!(
+            memory::read64(area + 512) & 2,
+            2,
+            "and their bits in XSTATE_BV"
+        );
         xsetbv(0, before);
     });
 }
@@ -156,7 +196,12 @@ pub fn xsave_faults() {
         let gp = vector::GP;
         let area = memory::pages(2);
         check_fault!(attempt(|| xsetbv(0, 2)), gp, 0, "#GP: XCR0 without x87");
-        check_fault!(attempt(|| xsetbv(0, 1 | 1 << 62)), gp, 0, "#GP: unknown XCR0 bits");
+        check_fault!(
+            attempt(|| xsetbv(0, 1 | 1 << 62)),
+            gp,
+            0,
+            "#GP: unknown XCR0 bits"
+        );
         check_fault!(attempt(|| xsetbv(0, 5)), gp, 0, "#GP: AVX without SSE");
         check_fault!(attempt(|| xsetbv(1, 3)), gp, 0, "#GP: unknown XCR");
         check_fault!(
@@ -200,5 +245,9 @@ pub fn interrupts_keep_registers() {
     );
     guest_kit::apic::write(guest_kit::apic::register::TIMER_INITIAL, 0);
     cpu::interrupt_window();
-    check_eq!((sum, product), (2_000_000, 2_000_000), "sums across timer interrupts");
+    check_eq!(
+        (sum, product),
+        (2_000_000, 2_000_000),
+        "sums across timer interrupts"
+    );
 }

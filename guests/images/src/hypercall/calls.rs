@@ -70,7 +70,11 @@ fn watch(name: &str, flush: impl Fn() -> u16) {
     }
     STOP.store(true, SeqCst);
     smp::join(1, 5000);
-    check_eq!((refused, silent, stale), (0, 0, 0), "{name}: no stale translation in 200 rounds");
+    check_eq!(
+        (refused, silent, stale),
+        (0, 0, 0),
+        "{name}: no stale translation in 200 rounds"
+    );
 }
 
 /// A mask of the calling processor and processor 1.
@@ -87,11 +91,17 @@ pub fn flush() {
     watch("flush space, all processors", || {
         simple(call::FLUSH_SPACE, &[0, ALL_PROCESSORS | ALL_SPACES, 0])
     });
-    watch("flush space, mask and CR3", || simple(call::FLUSH_SPACE, &[cr3, 0, mask]));
+    watch("flush space, mask and CR3", || {
+        simple(call::FLUSH_SPACE, &[cr3, 0, mask])
+    });
     watch("flush list", || {
         let input = hyperv::place(&[cr3, 0, mask, WINDOW - 0x1000 | 2]);
         let result = raw(hyperv::rep_control(call::FLUSH_LIST, 0, 1), input, 0);
-        if reps_of(result) == 1 { status_of(result) } else { u16::MAX }
+        if reps_of(result) == 1 {
+            status_of(result)
+        } else {
+            u16::MAX
+        }
     });
     watch("flush list, all processors", || {
         let input = hyperv::place(&[0, ALL_PROCESSORS | ALL_SPACES, 0, 0x1000, WINDOW]);
@@ -99,7 +109,10 @@ pub fn flush() {
     });
     if cpu::cpuid(0x4000_0003, 0).edx >> 4 & 1 != 0 {
         watch("flush space, XMM fast", || {
-            status_of(hyperv::xmm_fast(u64::from(call::FLUSH_SPACE), &[cr3, 0, mask]))
+            status_of(hyperv::xmm_fast(
+                u64::from(call::FLUSH_SPACE),
+                &[cr3, 0, mask],
+            ))
         });
     }
 }
@@ -111,9 +124,15 @@ pub fn flush_ex() {
     let (mask, cr3) = (both(), cpu::read_cr3());
     watch("flush space Ex, sparse set", || {
         let input = hyperv::place(&[cr3, 0, 0, 1, mask]);
-        status_of(raw(hyperv::variable_control(call::FLUSH_SPACE_EX, 1), input, 0))
+        status_of(raw(
+            hyperv::variable_control(call::FLUSH_SPACE_EX, 1),
+            input,
+            0,
+        ))
     });
-    watch("flush space Ex, all", || simple(call::FLUSH_SPACE_EX, &[0, ALL_SPACES, 1, 0]));
+    watch("flush space Ex, all", || {
+        simple(call::FLUSH_SPACE_EX, &[0, ALL_SPACES, 1, 0])
+    });
     watch("flush list Ex, sparse set", || {
         let input = hyperv::place(&[cr3, 0, 0, 1, mask, WINDOW]);
         let control = hyperv::variable_control(call::FLUSH_LIST_EX, 1) | 1 << 32;
@@ -121,7 +140,11 @@ pub fn flush_ex() {
     });
     // An empty set flushes nobody, and is no error.
     let empty = hyperv::place(&[cr3, 0, 0, 0]);
-    check_eq!(status_of(raw(u64::from(call::FLUSH_SPACE_EX), empty, 0)), 0, "empty sparse set");
+    check_eq!(
+        status_of(raw(u64::from(call::FLUSH_SPACE_EX), empty, 0)),
+        0,
+        "empty sparse set"
+    );
 }
 
 static RECEIVED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
@@ -174,17 +197,27 @@ pub fn cluster_ipi() {
     let vector = u64::from(IPI);
     let other = both() & !(1 << hyperv::vp_index());
     let own = 1u64 << hyperv::vp_index();
-    interrupts("IPI to another", [0, 1], || hyperv::fast(call::SEND_IPI, vector, other));
-    interrupts("IPI to itself", [1, 0], || hyperv::fast(call::SEND_IPI, vector, own));
+    interrupts("IPI to another", [0, 1], || {
+        hyperv::fast(call::SEND_IPI, vector, other)
+    });
+    interrupts("IPI to itself", [1, 0], || {
+        hyperv::fast(call::SEND_IPI, vector, own)
+    });
     interrupts("IPI to both, from memory", [1, 1], || {
         simple(call::SEND_IPI, &[vector, own | other])
     });
     interrupts("IPI Ex to another", [0, 1], || {
         let input = hyperv::place(&[vector, 0, 1, other]);
-        status_of(raw(hyperv::variable_control(call::SEND_IPI_EX, 1), input, 0))
+        status_of(raw(
+            hyperv::variable_control(call::SEND_IPI_EX, 1),
+            input,
+            0,
+        ))
     });
     if smp::start() == 2 {
-        interrupts("IPI Ex to all", [1, 1], || simple(call::SEND_IPI_EX, &[vector, 1, 0]));
+        interrupts("IPI Ex to all", [1, 1], || {
+            simple(call::SEND_IPI_EX, &[vector, 1, 0])
+        });
     }
     if cpu::cpuid(0x4000_0003, 0).edx >> 4 & 1 != 0 {
         interrupts("IPI Ex, XMM fast", [1, 1], || {
@@ -195,7 +228,10 @@ pub fn cluster_ipi() {
     for bad in [0u64, 2, 0xf, 0x100] {
         let refused = hyperv::fast(call::SEND_IPI, bad, own);
         check!(
-            matches!(refused, status::INVALID_PARAMETER | status::INVALID_HYPERCALL_INPUT),
+            matches!(
+                refused,
+                status::INVALID_PARAMETER | status::INVALID_HYPERCALL_INPUT
+            ),
             "IPI with vector {bad:#x}: {refused:#x}"
         );
     }
@@ -206,7 +242,10 @@ pub fn vp_index() {
         return;
     }
     let output = memory::page();
-    let indices = [hyperv::vp_index(), smp::run_on(1, hyperv::vp_index).unwrap_or(u32::MAX)];
+    let indices = [
+        hyperv::vp_index(),
+        smp::run_on(1, hyperv::vp_index).unwrap_or(u32::MAX),
+    ];
     check!(indices[0] != indices[1], "VP indices are different");
     let privileges = cpu::cpuid(0x4000_0003, 0).ebx;
     for (processor, index) in indices.into_iter().enumerate() {
@@ -224,8 +263,16 @@ pub fn vp_index() {
         );
     }
     let input = hyperv::place(&[SELF, 0, 0xfffe]);
-    let result = raw(hyperv::rep_control(call::VP_INDEX_FROM_APIC_ID, 0, 1), input, output);
-    check!(status_of(result) != 0, "an APIC id that nobody has: {:#x}", status_of(result));
+    let result = raw(
+        hyperv::rep_control(call::VP_INDEX_FROM_APIC_ID, 0, 1),
+        input,
+        output,
+    );
+    check!(
+        status_of(result) != 0,
+        "an APIC id that nobody has: {:#x}",
+        status_of(result)
+    );
     check_eq!(reps_of(result), 0, "and nothing is completed");
 }
 
@@ -240,7 +287,11 @@ pub fn vp_registers() {
     let allowed = cpu::cpuid(0x4000_0003, 0).ebx >> 17 & 1 != 0;
     let own = u64::from(hyperv::vp_index());
     let input = hyperv::place(&[SELF, own, REGISTER_VP_INDEX]);
-    let result = raw(hyperv::rep_control(call::GET_VP_REGISTERS, 0, 1), input, output);
+    let result = raw(
+        hyperv::rep_control(call::GET_VP_REGISTERS, 0, 1),
+        input,
+        output,
+    );
     if allowed {
         check_eq!(
             (status_of(result), reps_of(result), memory::read64(output)),
@@ -248,10 +299,18 @@ pub fn vp_registers() {
             "reading the VP index register"
         );
     } else {
-        check_eq!(status_of(result), status::ACCESS_DENIED, "registers without the privilege");
+        check_eq!(
+            status_of(result),
+            status::ACCESS_DENIED,
+            "registers without the privilege"
+        );
     }
     let input = hyperv::place(&[0x1234_5678, own, REGISTER_VP_INDEX]);
-    let other = status_of(raw(hyperv::rep_control(call::GET_VP_REGISTERS, 0, 1), input, output));
+    let other = status_of(raw(
+        hyperv::rep_control(call::GET_VP_REGISTERS, 0, 1),
+        input,
+        output,
+    ));
     check!(
         matches!(other, status::ACCESS_DENIED | status::INVALID_PARTITION_ID),
         "registers of another partition: {other:#x}"
@@ -272,13 +331,19 @@ pub fn extended() {
         check!(memory::read64(output) != u64::MAX, "are written");
     } else {
         check!(
-            matches!(query, status::ACCESS_DENIED | status::INVALID_HYPERCALL_CODE),
+            matches!(
+                query,
+                status::ACCESS_DENIED | status::INVALID_HYPERCALL_CODE
+            ),
             "extended calls without the privilege: {query:#x}"
         );
     }
     let unknown = status_of(raw(0x8fff | FAST, 0, 0));
     check!(
-        matches!(unknown, status::ACCESS_DENIED | status::INVALID_HYPERCALL_CODE),
+        matches!(
+            unknown,
+            status::ACCESS_DENIED | status::INVALID_HYPERCALL_CODE
+        ),
         "unknown extended call: {unknown:#x}"
     );
 }

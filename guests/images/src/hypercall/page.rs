@@ -17,10 +17,18 @@ pub fn establishing() {
     let _ = attempt(|| wrmsr(msr::HYPERCALL, page | 1));
     check_eq!(rdmsr(msr::HYPERCALL) & 1, 0, "no page without an identity");
     wrmsr(msr::GUEST_OS_ID, OS_ID);
-    check_eq!(rdmsr(msr::GUEST_OS_ID), OS_ID, "GUEST_OS_ID keeps its value");
+    check_eq!(
+        rdmsr(msr::GUEST_OS_ID),
+        OS_ID,
+        "GUEST_OS_ID keeps its value"
+    );
     let page = hyperv::enable_hypercalls();
     check_eq!(rdmsr(msr::HYPERCALL), page | 1, "HYPERCALL keeps its value");
-    check_eq!(hyperv::fast(call::LONG_SPIN_WAIT, 0, 0), 0, "a first call succeeds");
+    check_eq!(
+        hyperv::fast(call::LONG_SPIN_WAIT, 0, 0),
+        0,
+        "a first call succeeds"
+    );
     if smp::start() > 1 {
         check_eq!(
             smp::run_on(1, || (rdmsr(msr::GUEST_OS_ID), rdmsr(msr::HYPERCALL))),
@@ -61,8 +69,16 @@ pub fn overlay() {
     );
     check_eq!(content(first), covered, "the write changed nothing");
     wrmsr(msr::HYPERCALL, second | 1);
-    check_eq!(content(first), [PATTERN; 4], "moving the page uncovers the RAM");
-    check_eq!(content(second), covered, "and shows the same code at the new place");
+    check_eq!(
+        content(first),
+        [PATTERN; 4],
+        "moving the page uncovers the RAM"
+    );
+    check_eq!(
+        content(second),
+        covered,
+        "and shows the same code at the new place"
+    );
     wrmsr(msr::HYPERCALL, second);
     check_eq!(content(second), [PATTERN; 4], "disabling uncovers the RAM");
     check_eq!(rdmsr(msr::HYPERCALL) & 1, 0, "the enable bit reads 0");
@@ -74,15 +90,21 @@ pub fn overlay() {
         "#GP: page beyond the GPA space"
     );
     wrmsr(msr::HYPERCALL, old | 1);
-    check_eq!(hyperv::fast(call::LONG_SPIN_WAIT, 0, 0), 0, "calls work at the old place again");
+    check_eq!(
+        hyperv::fast(call::LONG_SPIN_WAIT, 0, 0),
+        0,
+        "calls work at the old place again"
+    );
 }
 
 /// The hypercall instruction in the page's code, if it is one of the processors' own.
 fn instruction(page: u64) -> Option<u32> {
-    (0..64).map(|offset| memory::read32(page + offset)).find_map(|word| match word & 0xff_ffff {
-        0xc1_010f | 0xd9_010f => Some(word & 0xff_ffff),
-        _ => None,
-    })
+    (0..64)
+        .map(|offset| memory::read32(page + offset))
+        .find_map(|word| match word & 0xff_ffff {
+            0xc1_010f | 0xd9_010f => Some(word & 0xff_ffff),
+            _ => None,
+        })
 }
 
 pub fn illegal_environments() {
@@ -125,10 +147,18 @@ pub fn identity_cleared() {
     let page = hyperv::enable_hypercalls();
     let code = memory::read64(page);
     wrmsr(msr::GUEST_OS_ID, 0);
-    check_eq!(rdmsr(msr::HYPERCALL) & 1, 0, "clearing GUEST_OS_ID disables the page");
+    check_eq!(
+        rdmsr(msr::HYPERCALL) & 1,
+        0,
+        "clearing GUEST_OS_ID disables the page"
+    );
     check!(memory::read64(page) != code, "and uncovers the RAM");
     hyperv::enable_hypercalls();
-    check_eq!(hyperv::fast(call::LONG_SPIN_WAIT, 0, 0), 0, "enabling again works");
+    check_eq!(
+        hyperv::fast(call::LONG_SPIN_WAIT, 0, 0),
+        0,
+        "enabling again works"
+    );
 }
 
 /// Last, because nothing but a reset unlocks.
@@ -144,8 +174,20 @@ pub fn locked() {
     check_eq!(rdmsr(msr::HYPERCALL), page | 3, "the locked bit reads back");
     // Whether a later write is ignored or faults is not written down; it must not take effect.
     let _ = attempt(|| wrmsr(msr::HYPERCALL, memory::page() | 1));
-    check_eq!(rdmsr(msr::HYPERCALL), page | 3, "a locked register does not change");
+    check_eq!(
+        rdmsr(msr::HYPERCALL),
+        page | 3,
+        "a locked register does not change"
+    );
     let _ = attempt(|| wrmsr(msr::HYPERCALL, 0));
-    check_eq!(rdmsr(msr::HYPERCALL), page | 3, "a locked register cannot be disabled");
-    check_eq!(hyperv::fast(call::LONG_SPIN_WAIT, 0, 0), 0, "calls still work");
+    check_eq!(
+        rdmsr(msr::HYPERCALL),
+        page | 3,
+        "a locked register cannot be disabled"
+    );
+    check_eq!(
+        hyperv::fast(call::LONG_SPIN_WAIT, 0, 0),
+        0,
+        "calls still work"
+    );
 }

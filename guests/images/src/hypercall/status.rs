@@ -32,7 +32,11 @@ pub fn control_word() {
         );
     }
     let flush = u64::from(call::FLUSH_SPACE);
-    check_eq!(status_of(raw(flush, input, 0)), status::SUCCESS, "well-formed call");
+    check_eq!(
+        status_of(raw(flush, input, 0)),
+        status::SUCCESS,
+        "well-formed call"
+    );
     for bit in [27u32, 28, 30, 44, 47, 60, 63] {
         check_eq!(
             status_of(raw(flush | 1 << bit, input, 0)),
@@ -77,14 +81,22 @@ pub fn alignment() {
         "input across a page boundary"
     );
     memory::write64(page + 0xfe8 + 8, 3);
-    check_eq!(status_of(raw(flush, page + 0xfe8, 0)), status::SUCCESS, "input up to the boundary");
+    check_eq!(
+        status_of(raw(flush, page + 0xfe8, 0)),
+        status::SUCCESS,
+        "input up to the boundary"
+    );
     check_eq!(
         status_of(raw(flush, 1 << 60, 0)),
         status::INVALID_ALIGNMENT,
         "input beyond the GPA space"
     );
     check_eq!(
-        status_of(raw(hyperv::rep_control(call::FLUSH_LIST, 0, 2), page + 0xfe0, 0)),
+        status_of(raw(
+            hyperv::rep_control(call::FLUSH_LIST, 0, 2),
+            page + 0xfe0,
+            0
+        )),
         status::INVALID_ALIGNMENT,
         "list across a page boundary"
     );
@@ -110,16 +122,32 @@ pub fn repetitions() {
     }
     let list = |start, reps| raw(hyperv::rep_control(call::FLUSH_LIST, start, reps), page, 0);
     let whole = list(0, count);
-    check_eq!((status_of(whole), reps_of(whole)), (0, count), "400 repetitions in one call");
+    check_eq!(
+        (status_of(whole), reps_of(whole)),
+        (0, count),
+        "400 repetitions in one call"
+    );
     let rest = list(100, count);
     check_eq!(
         (status_of(rest), reps_of(rest)),
         (0, count),
         "completed repetitions include those before the start index"
     );
-    check_eq!(status_of(list(0, 0)), status::INVALID_HYPERCALL_INPUT, "no repetitions");
-    check_eq!(status_of(list(5, 5)), status::INVALID_HYPERCALL_INPUT, "start index equals count");
-    check_eq!(status_of(list(6, 5)), status::INVALID_HYPERCALL_INPUT, "start index above count");
+    check_eq!(
+        status_of(list(0, 0)),
+        status::INVALID_HYPERCALL_INPUT,
+        "no repetitions"
+    );
+    check_eq!(
+        status_of(list(5, 5)),
+        status::INVALID_HYPERCALL_INPUT,
+        "start index equals count"
+    );
+    check_eq!(
+        status_of(list(6, 5)),
+        status::INVALID_HYPERCALL_INPUT,
+        "start index above count"
+    );
 }
 
 pub fn variable_header() {
@@ -128,26 +156,44 @@ pub fn variable_header() {
     }
     let input = hyperv::place(&FLUSH_ALL);
     check_eq!(
-        status_of(raw(hyperv::variable_control(call::FLUSH_SPACE, 1), input, 0)),
+        status_of(raw(
+            hyperv::variable_control(call::FLUSH_SPACE, 1),
+            input,
+            0
+        )),
         status::INVALID_HYPERCALL_INPUT,
         "variable header on a call without one"
     );
     check_eq!(
-        status_of(raw(hyperv::variable_control(call::FLUSH_LIST, 1) | 1 << 32, input, 0)),
+        status_of(raw(
+            hyperv::variable_control(call::FLUSH_LIST, 1) | 1 << 32,
+            input,
+            0
+        )),
         status::INVALID_HYPERCALL_INPUT,
         "variable header on a repeated call without one"
     );
     // Two banks announced, one given.
     let sparse = hyperv::place(&[0, 2, 0, 3, 1, 1]);
-    let short = status_of(raw(hyperv::variable_control(call::FLUSH_SPACE_EX, 1), sparse, 0));
+    let short = status_of(raw(
+        hyperv::variable_control(call::FLUSH_SPACE_EX, 1),
+        sparse,
+        0,
+    ));
     check!(
-        matches!(short, status::INVALID_HYPERCALL_INPUT | status::INVALID_PARAMETER),
+        matches!(
+            short,
+            status::INVALID_HYPERCALL_INPUT | status::INVALID_PARAMETER
+        ),
         "fewer banks than announced: {short:#x}"
     );
     let unknown = hyperv::place(&[0, 2, 7, 0]);
     let format = status_of(raw(u64::from(call::FLUSH_SPACE_EX), unknown, 0));
     check!(
-        matches!(format, status::INVALID_HYPERCALL_INPUT | status::INVALID_PARAMETER),
+        matches!(
+            format,
+            status::INVALID_HYPERCALL_INPUT | status::INVALID_PARAMETER
+        ),
         "unknown set format: {format:#x}"
     );
 }
@@ -166,12 +212,20 @@ pub fn conventions() {
         out("rax") _, out("r9") _, out("r10") _, out("r11") _,
     );
     check_eq!((rdx, r8), (0x1111, 0x2222), "fast input registers survive");
-    check_eq!((rsi, rdi, r12), (0x3333, 0x4444, 0x5555), "other registers survive");
+    check_eq!(
+        (rsi, rdi, r12),
+        (0x3333, 0x4444, 0x5555),
+        "other registers survive"
+    );
     if cpu::cpuid(0x4000_0003, 0).edx >> 4 & 1 == 0 {
         return println!("NOTE: no XMM input here");
     }
     let result = hyperv::xmm_fast(u64::from(call::FLUSH_SPACE), &FLUSH_ALL);
-    check_eq!(status_of(result), status::SUCCESS, "24 bytes in RDX, R8 and XMM0");
+    check_eq!(
+        status_of(result),
+        status::SUCCESS,
+        "24 bytes in RDX, R8 and XMM0"
+    );
     let mut list = [0u64; 14];
     list[1] = 3;
     for (index, element) in list[3..].iter_mut().enumerate() {
@@ -184,7 +238,10 @@ pub fn conventions() {
         "112 bytes in registers, the list included"
     );
     let result = hyperv::xmm_fast(hyperv::rep_control(call::FLUSH_LIST, 0, 12), &list);
-    check!(status_of(result) != 0, "more than 112 bytes in registers fails");
+    check!(
+        status_of(result) != 0,
+        "more than 112 bytes in registers fails"
+    );
     let kept: u64;
     insn!(
         "movq xmm0, {value}", "movq xmm5, {value}",
@@ -196,7 +253,11 @@ pub fn conventions() {
         out("xmm0") _, out("xmm5") _,
     );
     check_eq!(kept, 0x7777, "XMM input registers survive");
-    check_eq!(simple(call::FLUSH_SPACE, &FLUSH_ALL), 0, "the same call from memory");
+    check_eq!(
+        simple(call::FLUSH_SPACE, &FLUSH_ALL),
+        0,
+        "the same call from memory"
+    );
 }
 
 core::arch::global_asm!(
@@ -240,11 +301,31 @@ pub fn from_32_bit_code() {
     };
     let input = hyperv::place(&FLUSH_ALL);
     let flush = u64::from(call::FLUSH_SPACE);
-    check_eq!(status_of(run(0x7fff, 0)), status::INVALID_HYPERCALL_CODE, "EDX:EAX is the control");
-    check_eq!(status_of(run(flush, input)), status::SUCCESS, "EBX:ECX is the input address");
-    check_eq!(status_of(run(flush, input + 4)), status::INVALID_ALIGNMENT, "and is checked");
-    check_eq!(status_of(run(flush | 1 << 44, input)), status::INVALID_HYPERCALL_INPUT, "EDX counts");
+    check_eq!(
+        status_of(run(0x7fff, 0)),
+        status::INVALID_HYPERCALL_CODE,
+        "EDX:EAX is the control"
+    );
+    check_eq!(
+        status_of(run(flush, input)),
+        status::SUCCESS,
+        "EBX:ECX is the input address"
+    );
+    check_eq!(
+        status_of(run(flush, input + 4)),
+        status::INVALID_ALIGNMENT,
+        "and is checked"
+    );
+    check_eq!(
+        status_of(run(flush | 1 << 44, input)),
+        status::INVALID_HYPERCALL_INPUT,
+        "EDX counts"
+    );
     let list = hyperv::place(&[0, 3, 0, 0x4000_0000, 0x4000_1000]);
     let result = run(hyperv::rep_control(call::FLUSH_LIST, 0, 2), list);
-    check_eq!((status_of(result), reps_of(result)), (0, 2), "EDX:EAX is the result");
+    check_eq!(
+        (status_of(result), reps_of(result)),
+        (0, 2),
+        "EDX:EAX is the result"
+    );
 }

@@ -24,7 +24,11 @@ pub fn accessed_and_dirty() {
         clear(tables);
         check_eq!(bits(tables), [0; 4], "clear at first");
         let _ = Access::Read.kernel(WINDOW);
-        check_eq!(bits(tables), [pte::A; 4], "a read sets A at all levels, D nowhere");
+        check_eq!(
+            bits(tables),
+            [pte::A; 4],
+            "a read sets A at all levels, D nowhere"
+        );
         let _ = Access::Write.kernel(WINDOW);
         check_eq!(
             bits(tables),
@@ -44,13 +48,21 @@ pub fn accessed_and_dirty() {
         window(tables, pte::P);
         clear(tables);
         let _ = Access::Write.kernel(WINDOW);
-        check_eq!(bits(tables)[0] & pte::D, 0, "a write that faults leaves D clear");
+        check_eq!(
+            bits(tables)[0] & pte::D,
+            0,
+            "a write that faults leaves D clear"
+        );
         // Another entry of the same table is not touched.
         let other = tables.entry(WINDOW + 0x1000, 1);
         memory::write64(other, memory::page() | RW);
         window(tables, RW);
         let _ = Access::Write.kernel(WINDOW);
-        check_eq!(memory::read64(other) & (pte::A | pte::D), 0, "the neighbour's stay clear");
+        check_eq!(
+            memory::read64(other) & (pte::A | pte::D),
+            0,
+            "the neighbour's stay clear"
+        );
     });
 }
 
@@ -84,7 +96,11 @@ pub fn upper_levels() {
             );
             memory::write64(entry, normal);
             cpu::invlpg(WINDOW);
-            check_eq!(Access::Write.user(WINDOW), Ok(()), "everything by level {level}");
+            check_eq!(
+                Access::Write.user(WINDOW),
+                Ok(()),
+                "everything by level {level}"
+            );
         }
     });
 }
@@ -97,10 +113,22 @@ pub fn large_pages() {
         cpu::invlpg(WINDOW);
         check_eq!(memory::read64(WINDOW + 0x12_3458), 0x2222, "2 MiB page");
         let entry = tables.entry(WINDOW, 2);
-        check_eq!(memory::read64(entry) & (pte::A | pte::D), pte::A, "its A bit");
+        check_eq!(
+            memory::read64(entry) & (pte::A | pte::D),
+            pte::A,
+            "its A bit"
+        );
         memory::write64(WINDOW + 0x1f_fff8, 0x3333);
-        check_eq!(memory::read64(entry) & (pte::A | pte::D), pte::A | pte::D, "its D bit");
-        check_eq!(memory::read64(two_mib + 0x1f_fff8), 0x3333, "its last bytes");
+        check_eq!(
+            memory::read64(entry) & (pte::A | pte::D),
+            pte::A | pte::D,
+            "its D bit"
+        );
+        check_eq!(
+            memory::read64(two_mib + 0x1f_fff8),
+            0x3333,
+            "its last bytes"
+        );
         check_eq!(
             Access::Read.kernel(WINDOW + 0x1f_fffc),
             page_fault(0, WINDOW + 0x20_0000),
@@ -118,7 +146,11 @@ pub fn large_pages() {
         }
         let giga = WINDOW + (1 << 30);
         tables.map(giga, 0, RW, 3);
-        check_eq!(memory::read64(giga + two_mib + 0x12_3458), 0x2222, "1 GiB page");
+        check_eq!(
+            memory::read64(giga + two_mib + 0x12_3458),
+            0x2222,
+            "1 GiB page"
+        );
         memory::write64(giga + two_mib + 8, 0x4444);
         check!(memory::read64(two_mib + 8) == 0x4444, "writing through it");
         let flags = memory::read64(tables.entry(giga, 3)) & (pte::A | pte::D);

@@ -44,7 +44,11 @@ pub fn not_present() {
 pub fn read_only() {
     with_tables(|tables| {
         window(tables, pte::P);
-        check_eq!(Access::Read.kernel(WINDOW), Ok(()), "read of a read-only page");
+        check_eq!(
+            Access::Read.kernel(WINDOW),
+            Ok(()),
+            "read of a read-only page"
+        );
         check_eq!(Access::Fetch.kernel(WINDOW), Ok(()), "fetch from it");
         check_eq!(
             Access::Write.kernel(WINDOW + 8),
@@ -78,7 +82,11 @@ pub fn user_access() {
         }
         window(tables, RWU);
         for access in ALL {
-            check_eq!(access.user(WINDOW), Ok(()), "user {access:?} of a user page");
+            check_eq!(
+                access.user(WINDOW),
+                Ok(()),
+                "user {access:?} of a user page"
+            );
         }
     });
 }
@@ -86,7 +94,11 @@ pub fn user_access() {
 pub fn no_execute() {
     with_tables(|tables| {
         window(tables, RWU | pte::NX);
-        check_eq!(Access::Read.kernel(WINDOW), Ok(()), "read of a no-execute page");
+        check_eq!(
+            Access::Read.kernel(WINDOW),
+            Ok(()),
+            "read of a no-execute page"
+        );
         check_eq!(Access::Write.user(WINDOW), Ok(()), "user write to it");
         check_eq!(
             Access::Fetch.kernel(WINDOW),
@@ -133,7 +145,10 @@ pub fn reserved_bits() {
                 );
                 check_eq!(
                     access.user(WINDOW + 4),
-                    page_fault(error::P | error::RSVD | error::U | access.error(), WINDOW + 4),
+                    page_fault(
+                        error::P | error::RSVD | error::U | access.error(),
+                        WINDOW + 4
+                    ),
                     "user {access:?}, the same"
                 );
             }
@@ -256,7 +271,11 @@ pub fn stack_and_strings() {
             page_fault(error::W, WINDOW + 0x1000),
             "REP STOSB into an absent page"
         );
-        check_eq!(memory::read8(page + 0xfff), 7, "REP STOSB filled what was there");
+        check_eq!(
+            memory::read8(page + 0xfff),
+            7,
+            "REP STOSB filled what was there"
+        );
         string_progress(tables.root, progress);
     });
 }
@@ -273,18 +292,28 @@ fn string_progress(root: u64, spare: u64) {
         FAULTS.fetch_add(1, SeqCst);
         REGISTERS[0].store(frame.rcx, SeqCst);
         REGISTERS[1].store(frame.rdi, SeqCst);
-        let tables = memory::Tables { root: PAGES[0].load(SeqCst) };
+        let tables = memory::Tables {
+            root: PAGES[0].load(SeqCst),
+        };
         tables.map(WINDOW + 0x1000, PAGES[1].load(SeqCst), RW, 1);
     });
     let (rdi, rcx): (u64, u64);
     insn!("rep stosb", inout("rdi") WINDOW + 0xff0 => rdi, inout("rcx") 64u64 => rcx, in("al") 9u8);
     guest_kit::trap::clear_handler(vector::PF);
-    check_eq!(FAULTS.load(SeqCst), 1, "one fault, and a page that became present is seen at once");
+    check_eq!(
+        FAULTS.load(SeqCst),
+        1,
+        "one fault, and a page that became present is seen at once"
+    );
     check_eq!(
         (REGISTERS[0].load(SeqCst), REGISTERS[1].load(SeqCst)),
         (48, WINDOW + 0x1000),
         "RCX and RDI in the fault show the progress"
     );
-    check_eq!((rdi, rcx), (WINDOW + 0x1030, 0), "and the instruction finishes");
+    check_eq!(
+        (rdi, rcx),
+        (WINDOW + 0x1030, 0),
+        "and the instruction finishes"
+    );
     check_eq!(memory::read8(spare + 0x2f), 9, "with all bytes written");
 }

@@ -35,10 +35,18 @@ pub fn invlpg() {
         let drop = || cpu::invlpg(WINDOW);
         check_eq!(stale(tables, RW, WINDOW, drop), 0, "INVLPG");
         let inside = || cpu::invlpg(WINDOW + 0xabc);
-        check_eq!(stale(tables, RW, WINDOW, inside), 0, "INVLPG within the page");
+        check_eq!(
+            stale(tables, RW, WINDOW, inside),
+            0,
+            "INVLPG within the page"
+        );
         let global = || cpu::invlpg(WINDOW);
         cpu::write_cr4(cpu::read_cr4() | cr4::PGE);
-        check_eq!(stale(tables, RW | pte::G, WINDOW, global), 0, "INVLPG of a global page");
+        check_eq!(
+            stale(tables, RW | pte::G, WINDOW, global),
+            0,
+            "INVLPG of a global page"
+        );
         cpu::write_cr4(cpu::read_cr4() & !cr4::PGE);
         // INVLPG also drops what is cached of the upper levels.
         let tops = [memory::page(), memory::page()];
@@ -88,7 +96,11 @@ pub fn global_pages() {
             cpu::write_cr4(value4 & !cr4::PGE);
             cpu::write_cr4(value4 | cr4::PGE);
         };
-        check_eq!(stale(tables, RW | pte::G, WINDOW, toggle), 0, "toggling CR4.PGE");
+        check_eq!(
+            stale(tables, RW | pte::G, WINDOW, toggle),
+            0,
+            "toggling CR4.PGE"
+        );
         cpu::write_cr4(value4 & !cr4::PGE);
         let reload = || tables.load();
         check_eq!(
@@ -126,7 +138,11 @@ pub fn identifiers() {
         check_eq!(wrong, 0, "two PCIDs do not mix");
         check_eq!(cpu::read_cr3() >> 63, 0, "bit 63 of CR3 is not kept");
         let flush = || cpu::write_cr3(tables.root | 1);
-        check_eq!(stale(tables, RW, WINDOW, flush), 0, "writing CR3 flushes its own PCID");
+        check_eq!(
+            stale(tables, RW, WINDOW, flush),
+            0,
+            "writing CR3 flushes its own PCID"
+        );
         // A change for another PCID, flushed when that is loaded without bit 63.
         let mut wrong = 0;
         for round in 0..100usize {
@@ -161,21 +177,53 @@ pub fn invalidate_by_identifier() {
         let value4 = cpu::read_cr4();
         cpu::write_cr4(value4 | cr4::PCIDE | cr4::PGE);
         cpu::write_cr3(tables.root | 3);
-        check_eq!(stale(tables, RW, WINDOW, || invpcid(0, 3, WINDOW)), 0, "INVPCID of an address");
-        check_eq!(stale(tables, RW, WINDOW, || invpcid(1, 3, 0)), 0, "INVPCID of a PCID");
+        check_eq!(
+            stale(tables, RW, WINDOW, || invpcid(0, 3, WINDOW)),
+            0,
+            "INVPCID of an address"
+        );
+        check_eq!(
+            stale(tables, RW, WINDOW, || invpcid(1, 3, 0)),
+            0,
+            "INVPCID of a PCID"
+        );
         check_eq!(
             stale(tables, RW | pte::G, WINDOW, || invpcid(2, 0, 0)),
             0,
             "INVPCID of everything, global pages included"
         );
-        check_eq!(stale(tables, RW, WINDOW, || invpcid(3, 0, 0)), 0, "INVPCID of all but global");
+        check_eq!(
+            stale(tables, RW, WINDOW, || invpcid(3, 0, 0)),
+            0,
+            "INVPCID of all but global"
+        );
         let gp = vector::GP;
-        check_fault!(attempt(|| invpcid(4, 0, 0)), gp, 0, "#GP: unknown type of INVPCID");
-        check_fault!(attempt(|| invpcid(1, 1 << 12, 0)), gp, 0, "#GP: reserved descriptor bits");
-        check_fault!(attempt(|| invpcid(0, 3, 1 << 63)), gp, 0, "#GP: non-canonical address");
+        check_fault!(
+            attempt(|| invpcid(4, 0, 0)),
+            gp,
+            0,
+            "#GP: unknown type of INVPCID"
+        );
+        check_fault!(
+            attempt(|| invpcid(1, 1 << 12, 0)),
+            gp,
+            0,
+            "#GP: reserved descriptor bits"
+        );
+        check_fault!(
+            attempt(|| invpcid(0, 3, 1 << 63)),
+            gp,
+            0,
+            "#GP: non-canonical address"
+        );
         cpu::write_cr3(tables.root);
         cpu::write_cr4(value4 | cr4::PGE);
-        check_fault!(attempt(|| invpcid(1, 1, 0)), gp, 0, "#GP: a PCID without CR4.PCIDE");
+        check_fault!(
+            attempt(|| invpcid(1, 1, 0)),
+            gp,
+            0,
+            "#GP: a PCID without CR4.PCIDE"
+        );
         cpu::write_cr4(value4);
     });
 }

@@ -64,7 +64,13 @@ fn two_level_tables() -> (Paging, u64) {
         memory::write32(directory + index * 4, (index << 22) as u32 | 0x83);
     }
     memory::write32(directory + u64::from(WINDOW >> 22) * 4, table as u32 | 7);
-    (Paging { cr3: directory as u32, cr4: 1 << 4 }, table)
+    (
+        Paging {
+            cr3: directory as u32,
+            cr4: 1 << 4,
+        },
+        table,
+    )
 }
 
 pub fn two_levels() {
@@ -72,20 +78,48 @@ pub fn two_levels() {
     let run = |code: u64, address: u32| short(legacy::run(code, address, paging));
     let page = memory::page();
     memory::write32(page + 8, 0x1111_2222);
-    check_eq!(run(read(), WINDOW), page_fault(0, WINDOW), "two levels: absent");
-    check_eq!(run(write(), WINDOW + 4), page_fault(2, WINDOW + 4), "two levels: write, absent");
+    check_eq!(
+        run(read(), WINDOW),
+        page_fault(0, WINDOW),
+        "two levels: absent"
+    );
+    check_eq!(
+        run(write(), WINDOW + 4),
+        page_fault(2, WINDOW + 4),
+        "two levels: write, absent"
+    );
     memory::write32(table, page as u32 | 1);
     check_eq!(run(read(), WINDOW + 8), Ok(0x1111_2222), "two levels: read");
-    check_eq!(memory::read64(table) & (pte::A | pte::D), pte::A, "two levels: accessed bit");
-    check_eq!(run(write(), WINDOW), page_fault(3, WINDOW), "two levels: write to read-only");
+    check_eq!(
+        memory::read64(table) & (pte::A | pte::D),
+        pte::A,
+        "two levels: accessed bit"
+    );
+    check_eq!(
+        run(write(), WINDOW),
+        page_fault(3, WINDOW),
+        "two levels: write to read-only"
+    );
     let relaxed = (&raw const paging32_without_wp) as u64;
-    check_eq!(run(relaxed, WINDOW).is_ok(), true, "two levels: write without CR0.WP");
+    check_eq!(
+        run(relaxed, WINDOW).is_ok(),
+        true,
+        "two levels: write without CR0.WP"
+    );
     memory::write32(table, page as u32 | 3);
     check_eq!(run(write(), WINDOW + 16).is_ok(), true, "two levels: write");
     check_eq!(memory::read32(page + 16), 0xc3, "two levels: it arrived");
-    check_eq!(memory::read64(table) & pte::D, pte::D, "two levels: dirty bit");
+    check_eq!(
+        memory::read64(table) & pte::D,
+        pte::D,
+        "two levels: dirty bit"
+    );
     let call = (&raw const paging32_call) as u64;
-    check_eq!(run(call, WINDOW + 16).is_ok(), true, "two levels: there is no NX");
+    check_eq!(
+        run(call, WINDOW + 16).is_ok(),
+        true,
+        "two levels: there is no NX"
+    );
     check_eq!(
         run(call, WINDOW + 0x1000),
         page_fault(0, WINDOW + 0x1000),
@@ -96,8 +130,16 @@ pub fn two_levels() {
     memory::write32(big + 0x3f_fff0, 0x3333);
     let entry = u64::from(paging.cr3) + u64::from(WINDOW >> 22) * 4;
     memory::write32(entry, big as u32 | 0x83);
-    check_eq!(run(read(), WINDOW + 0x3f_fff0), Ok(0x3333), "two levels: 4 MiB page");
-    check_eq!(memory::read32(entry) & 0x60, 0x20, "two levels: its accessed bit");
+    check_eq!(
+        run(read(), WINDOW + 0x3f_fff0),
+        Ok(0x3333),
+        "two levels: 4 MiB page"
+    );
+    check_eq!(
+        memory::read32(entry) & 0x60,
+        0x20,
+        "two levels: its accessed bit"
+    );
 }
 
 /// PAE tables: 2 MiB pages map everything one to one, a table has the window.
@@ -114,7 +156,14 @@ fn three_level_tables() -> (Paging, u64, u64) {
             memory::write64(directory + slot * 8, table | 7);
         }
     }
-    (Paging { cr3: pointers as u32, cr4: cr4::PAE as u32 }, pointers, table)
+    (
+        Paging {
+            cr3: pointers as u32,
+            cr4: cr4::PAE as u32,
+        },
+        pointers,
+        table,
+    )
 }
 
 pub fn three_levels() {
@@ -126,25 +175,49 @@ pub fn three_levels() {
     check_eq!(run(read(), WINDOW), page_fault(0, WINDOW), "PAE: absent");
     memory::write64(table, page | pte::P);
     check_eq!(run(read(), WINDOW + 8), Ok(0x5555_6666), "PAE: read");
-    check_eq!(memory::read64(table) & (pte::A | pte::D), pte::A, "PAE: accessed bit");
-    check_eq!(run(write(), WINDOW), page_fault(3, WINDOW), "PAE: write to read-only");
+    check_eq!(
+        memory::read64(table) & (pte::A | pte::D),
+        pte::A,
+        "PAE: accessed bit"
+    );
+    check_eq!(
+        run(write(), WINDOW),
+        page_fault(3, WINDOW),
+        "PAE: write to read-only"
+    );
     memory::write64(table, page | pte::P | pte::W | pte::NX);
     check_eq!(run(write(), WINDOW + 16).is_ok(), true, "PAE: write");
     check_eq!(memory::read64(table) & pte::D, pte::D, "PAE: dirty bit");
-    check_eq!(run(call, WINDOW), page_fault(0x11, WINDOW), "PAE: no-execute");
-    check_eq!(run(read(), WINDOW + 0x1000), page_fault(0, WINDOW + 0x1000), "PAE: next page");
+    check_eq!(
+        run(call, WINDOW),
+        page_fault(0x11, WINDOW),
+        "PAE: no-execute"
+    );
+    check_eq!(
+        run(read(), WINDOW + 0x1000),
+        page_fault(0, WINDOW + 0x1000),
+        "PAE: next page"
+    );
     let big = memory::aligned_pages(512, 2 << 20);
     memory::write32(big + 0x1f_fff0, 0x4444);
     let directory = memory::read64(pointers + u64::from(WINDOW >> 30) * 8) & pte::ADDRESS;
     let entry = directory + u64::from(WINDOW >> 21 & 0x1ff) * 8;
     memory::write64(entry, big | 0x83);
-    check_eq!(run(read(), WINDOW + 0x1f_fff0), Ok(0x4444), "PAE: 2 MiB page");
+    check_eq!(
+        run(read(), WINDOW + 0x1f_fff0),
+        Ok(0x4444),
+        "PAE: 2 MiB page"
+    );
     let bits = cpu::physical_bits();
     if bits >= 52 {
         return;
     }
     memory::write64(entry, big | 0x83 | 1 << bits);
-    check_eq!(run(read(), WINDOW), page_fault(9, WINDOW), "PAE: address beyond {bits} bits");
+    check_eq!(
+        run(read(), WINDOW),
+        page_fault(9, WINDOW),
+        "PAE: address beyond {bits} bits"
+    );
     if guest_kit::options::lenient() {
         return report::skip("PAE: the four pointers", "lenient emulator");
     }
@@ -152,5 +225,9 @@ pub fn three_levels() {
     memory::write64(entry, big | 0x83);
     let slot = pointers + u64::from(WINDOW >> 30) * 8;
     memory::write64(slot, 0);
-    check_eq!(run(read(), WINDOW), page_fault(0, WINDOW), "PAE: absent quarter");
+    check_eq!(
+        run(read(), WINDOW),
+        page_fault(0, WINDOW),
+        "PAE: absent quarter"
+    );
 }

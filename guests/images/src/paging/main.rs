@@ -103,10 +103,13 @@ impl Access {
 
     /// Does it at privilege level 3.
     pub(crate) fn user(self, address: u64) -> Outcome {
-        outcome(user::call(|| {
-            self.perform(address);
-            0
-        }).map(|_| ()))
+        outcome(
+            user::call(|| {
+                self.perform(address);
+                0
+            })
+            .map(|_| ()),
+        )
     }
 }
 

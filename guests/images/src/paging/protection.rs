@@ -12,7 +12,11 @@ pub fn write_protect() {
         let value0 = cpu::read_cr0();
         window(tables, pte::P | pte::U);
         cpu::write_cr0(value0 & !cr0::WP);
-        check_eq!(Access::Write.kernel(WINDOW), Ok(()), "without CR0.WP the kernel may write");
+        check_eq!(
+            Access::Write.kernel(WINDOW),
+            Ok(()),
+            "without CR0.WP the kernel may write"
+        );
         check_eq!(
             memory::read64(tables.entry(WINDOW, 1)) & pte::D,
             pte::D,
@@ -49,14 +53,22 @@ pub fn execution_prevention() {
     }
     let value4 = cpu::read_cr4();
     with_supervisor_tables(|tables| {
-        check_eq!(Access::Fetch.kernel(WINDOW), Ok(()), "fetch from a user page without SMEP");
+        check_eq!(
+            Access::Fetch.kernel(WINDOW),
+            Ok(()),
+            "fetch from a user page without SMEP"
+        );
         cpu::write_cr4(value4 | cr4::SMEP);
         check_eq!(
             Access::Fetch.kernel(WINDOW),
             page_fault(error::P | error::I, WINDOW),
             "fetch from a user page with SMEP"
         );
-        check_eq!(Access::Write.kernel(WINDOW), Ok(()), "data accesses are not concerned");
+        check_eq!(
+            Access::Write.kernel(WINDOW),
+            Ok(()),
+            "data accesses are not concerned"
+        );
         memory::write8(WINDOW, 0xc3);
         let entry = tables.entry(WINDOW, 1);
         memory::write64(entry, memory::read64(entry) & !pte::U);
@@ -83,7 +95,11 @@ pub fn access_prevention() {
             page_fault(error::P | error::W, WINDOW),
             "write to a user page with SMAP"
         );
-        check_eq!(Access::Fetch.kernel(WINDOW), Ok(()), "fetches are not concerned");
+        check_eq!(
+            Access::Fetch.kernel(WINDOW),
+            Ok(()),
+            "fetches are not concerned"
+        );
         let set = attempt(|| {
             insn!("stac", "mov byte ptr [{w}], 0xc3", "mov {t}, [{w}]", "clac",
                 w = in(reg) WINDOW, t = out(reg) _);
@@ -92,7 +108,11 @@ pub fn access_prevention() {
         let clear = attempt(|| {
             insn!("stac", "clac", "mov {t}, [{w}]", w = in(reg) WINDOW, t = out(reg) _);
         });
-        check_eq!(outcome(clear), page_fault(error::P, WINDOW), "CLAC restores it");
+        check_eq!(
+            outcome(clear),
+            page_fault(error::P, WINDOW),
+            "CLAC restores it"
+        );
         let value0 = cpu::read_cr0();
         cpu::write_cr0(value0 & !cr0::WP);
         check_eq!(
@@ -123,6 +143,10 @@ pub fn no_execute_disabled() {
         );
         cpu::wrmsr(msr::EFER, efer);
         tables.load();
-        check_eq!(Access::Read.kernel(WINDOW), Ok(()), "with EFER.NXE it is not");
+        check_eq!(
+            Access::Read.kernel(WINDOW),
+            Ok(()),
+            "with EFER.NXE it is not"
+        );
     });
 }

@@ -6,14 +6,32 @@ use guest_kit::trap::{attempt, vector};
 use guest_kit::{apic, check, check_eq, check_fault, check_ok, cpu, memory, println, smp, time};
 
 pub fn unknown() {
-    for register in [0x4000_0004u32, 0x4000_0011, 0x4000_00a0, 0x4000_0200, 0x4000_1000,
-        0x4fff_ffff, 0x1234, 0xc000_1234, 0xffff_ffff]
-    {
+    for register in [
+        0x4000_0004u32,
+        0x4000_0011,
+        0x4000_00a0,
+        0x4000_0200,
+        0x4000_1000,
+        0x4fff_ffff,
+        0x1234,
+        0xc000_1234,
+        0xffff_ffff,
+    ] {
         if guest_kit::options::lenient() {
             return guest_kit::report::skip("unknown registers", "lenient emulator");
         }
-        check_fault!(attempt(|| rdmsr(register)), vector::GP, 0, "#GP: read of {register:#x}");
-        check_fault!(attempt(|| wrmsr(register, 0)), vector::GP, 0, "#GP: write of {register:#x}");
+        check_fault!(
+            attempt(|| rdmsr(register)),
+            vector::GP,
+            0,
+            "#GP: read of {register:#x}"
+        );
+        check_fault!(
+            attempt(|| wrmsr(register, 0)),
+            vector::GP,
+            0,
+            "#GP: write of {register:#x}"
+        );
     }
 }
 
@@ -33,7 +51,12 @@ const READABLE: [(&str, u32, u32, Option<u32>); 14] = [
     ("RESET", msr::RESET, 7, None),
     ("REFERENCE_TSC", msr::REFERENCE_TSC, 9, None),
     ("TSC_FREQUENCY", msr::TSC_FREQUENCY, 11, Some(8)),
-    ("TSC_INVARIANT_CONTROL", msr::TSC_INVARIANT_CONTROL, 15, None),
+    (
+        "TSC_INVARIANT_CONTROL",
+        msr::TSC_INVARIANT_CONTROL,
+        15,
+        None,
+    ),
 ];
 
 pub fn by_privilege() {
@@ -51,13 +74,28 @@ pub fn by_privilege() {
         }
     }
     if features.eax >> 8 & 1 == 0 {
-        check_fault!(attempt(|| rdmsr(0x4000_00e0)), vector::GP, 0, "#GP: statistics page");
+        check_fault!(
+            attempt(|| rdmsr(0x4000_00e0)),
+            vector::GP,
+            0,
+            "#GP: statistics page"
+        );
     }
     if features.edx >> 11 & 1 == 0 {
-        check_fault!(attempt(|| rdmsr(0x4000_00f1)), vector::GP, 0, "#GP: debug register");
+        check_fault!(
+            attempt(|| rdmsr(0x4000_00f1)),
+            vector::GP,
+            0,
+            "#GP: debug register"
+        );
     }
     if features.eax >> 13 & 1 == 0 {
-        check_fault!(attempt(|| rdmsr(0x4000_0106)), vector::GP, 0, "#GP: reenlightenment");
+        check_fault!(
+            attempt(|| rdmsr(0x4000_0106)),
+            vector::GP,
+            0,
+            "#GP: reenlightenment"
+        );
     }
 }
 
@@ -66,15 +104,28 @@ pub fn contents() {
         return;
     }
     let own = rdmsr(msr::VP_INDEX);
-    check!(own < cpuid(0x4000_0005, 0).eax.into(), "VP index {own} is below the maximum");
-    check_fault!(attempt(|| wrmsr(msr::VP_INDEX, 0)), vector::GP, 0, "#GP: write to VP_INDEX");
+    check!(
+        own < cpuid(0x4000_0005, 0).eax.into(),
+        "VP index {own} is below the maximum"
+    );
+    check_fault!(
+        attempt(|| wrmsr(msr::VP_INDEX, 0)),
+        vector::GP,
+        0,
+        "#GP: write to VP_INDEX"
+    );
     let features = cpuid(0x4000_0003, 0);
     if features.eax & 1 != 0 {
         let before = rdmsr(msr::VP_RUNTIME);
         time::delay_us(50_000);
         let after = rdmsr(msr::VP_RUNTIME);
         check!(after > before, "VP_RUNTIME runs while the VP does");
-        check_fault!(attempt(|| wrmsr(msr::VP_RUNTIME, 0)), vector::GP, 0, "#GP: VP_RUNTIME");
+        check_fault!(
+            attempt(|| wrmsr(msr::VP_RUNTIME, 0)),
+            vector::GP,
+            0,
+            "#GP: VP_RUNTIME"
+        );
     }
     if features.eax >> 7 & 1 != 0 {
         check_eq!(rdmsr(msr::RESET) & 1, 0, "RESET reads 0");
@@ -86,17 +137,30 @@ pub fn crash() {
         return;
     }
     if cpuid(0x4000_0003, 0).edx >> 10 & 1 == 0 {
-        check_fault!(attempt(|| rdmsr(msr::CRASH_CTL)), vector::GP, 0, "#GP: crash registers");
+        check_fault!(
+            attempt(|| rdmsr(msr::CRASH_CTL)),
+            vector::GP,
+            0,
+            "#GP: crash registers"
+        );
         return;
     }
     for index in 0..5u32 {
         let value = 0xfeed_0000 + u64::from(index);
         wrmsr(msr::CRASH_P0 + index, value);
-        check_eq!(rdmsr(msr::CRASH_P0 + index), value, "crash parameter {index}");
+        check_eq!(
+            rdmsr(msr::CRASH_P0 + index),
+            value,
+            "crash parameter {index}"
+        );
         wrmsr(msr::CRASH_P0 + index, 0);
     }
     // Bit 63: a crash can be notified.
-    check_eq!(rdmsr(msr::CRASH_CTL) >> 63, 1, "crash control offers notification");
+    check_eq!(
+        rdmsr(msr::CRASH_CTL) >> 63,
+        1,
+        "crash control offers notification"
+    );
 }
 
 pub fn assist_page() {
@@ -113,7 +177,11 @@ pub fn assist_page() {
     check_eq!(rdmsr(msr::VP_ASSIST_PAGE), page | 1, "it keeps its value");
     check_eq!(memory::read64(page + 0x800), 0, "the page is zero at first");
     wrmsr(msr::VP_ASSIST_PAGE, page);
-    check_eq!(memory::read64(page + 0x800), 0x9999, "disabling uncovers the RAM");
+    check_eq!(
+        memory::read64(page + 0x800),
+        0x9999,
+        "disabling uncovers the RAM"
+    );
 }
 
 /// Reading GUEST_IDLE sleeps until an interrupt, with the interrupt flag in either state.
@@ -122,7 +190,12 @@ pub fn guest_idle() {
         return;
     }
     if cpuid(0x4000_0003, 0).eax >> 10 & 1 == 0 {
-        check_fault!(attempt(|| rdmsr(msr::GUEST_IDLE)), vector::GP, 0, "#GP: GUEST_IDLE");
+        check_fault!(
+            attempt(|| rdmsr(msr::GUEST_IDLE)),
+            vector::GP,
+            0,
+            "#GP: GUEST_IDLE"
+        );
         return;
     }
     apic::enable();
@@ -135,7 +208,10 @@ pub fn guest_idle() {
     rdmsr(msr::GUEST_IDLE);
     let slept = (cpu::rdtsc() - start) / (time::tsc_hz() / 1_000_000);
     check!(slept >= 9_000, "slept until the timer: {slept} us");
-    check!(apic::bit(apic::register::IRR, 0xd7), "the interrupt is pending, not taken");
+    check!(
+        apic::bit(apic::register::IRR, 0xd7),
+        "the interrupt is pending, not taken"
+    );
     cpu::interrupt_window();
 }
 
@@ -156,7 +232,11 @@ pub fn hypercalls() {
         ("DepositMemory", 0x48 | 1 << 32),
     ];
     for (name, control) in privileged {
-        check_eq!(status_of(raw(control, input, output)), status::ACCESS_DENIED, "{name}");
+        check_eq!(
+            status_of(raw(control, input, output)),
+            status::ACCESS_DENIED,
+            "{name}"
+        );
     }
     // Only a partition's parent may: refused as such, or because there is no such partition.
     for (name, control) in [
@@ -168,14 +248,21 @@ pub fn hypercalls() {
     ] {
         let refused = status_of(raw(control, input, output));
         check!(
-            matches!(refused, status::ACCESS_DENIED | status::INVALID_PARTITION_ID),
+            matches!(
+                refused,
+                status::ACCESS_DENIED | status::INVALID_PARTITION_ID
+            ),
             "{name}: {refused:#x}"
         );
     }
     if features.ebx >> 17 & 1 == 0 {
         let set = hyperv::place(&[hyperv::SELF, 0xffff_fffe, 0x9_0003, 0, 0, 0]);
         let control = hyperv::rep_control(call::SET_VP_REGISTERS, 0, 1);
-        check_eq!(status_of(raw(control, set, 0)), status::ACCESS_DENIED, "SetVpRegisters");
+        check_eq!(
+            status_of(raw(control, set, 0)),
+            status::ACCESS_DENIED,
+            "SetVpRegisters"
+        );
     }
     if features.ebx >> 21 & 1 == 0 {
         let start = hyperv::place(&[hyperv::SELF, u64::from(hyperv::vp_index())]);

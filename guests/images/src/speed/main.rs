@@ -20,7 +20,11 @@ fn measure(name: &str, per_round: u64, round: impl Fn()) {
     let elapsed = cpu::rdtsc() - start;
     let microseconds = (elapsed / (time::tsc_hz() / 1_000_000)).max(1);
     let rate = rounds * per_round * 10 / microseconds;
-    println!("SPEED: {name}: {}.{} million instructions per second", rate / 10, rate % 10);
+    println!(
+        "SPEED: {name}: {}.{} million instructions per second",
+        rate / 10,
+        rate % 10
+    );
     check!(rounds > 0, "{name} ran");
 }
 
@@ -48,7 +52,10 @@ fn integer() {
         sum.set(result);
     });
     let first = sum.get();
-    check!(first == expected_integer(), "integer loop computes the right value");
+    check!(
+        first == expected_integer(),
+        "integer loop computes the right value"
+    );
 }
 
 fn expected_integer() -> u64 {
@@ -82,7 +89,10 @@ fn memory_walk() {
             out("rsi") _, out("rax") _, out("rcx") _, out("rdx") _,
         );
     });
-    check!(memory::read64(buffer) == 8192, "memory loop wrote what it should");
+    check!(
+        memory::read64(buffer) == 8192,
+        "memory loop wrote what it should"
+    );
 }
 
 fn calls() {

@@ -46,9 +46,17 @@ pub fn additions() {
         1
     });
     check!(operations > 0, "{operations} rounds of additions");
-    check_eq!(memory::read64(cell), operations * 2, "ADD, XADD and SUB lose nothing");
+    check_eq!(
+        memory::read64(cell),
+        operations * 2,
+        "ADD, XADD and SUB lose nothing"
+    );
     // ADC adds the carry of SUB, which is set only when the counter was 0 before: never here.
-    check_eq!(memory::read64(split), operations, "INC across cache lines loses nothing");
+    check_eq!(
+        memory::read64(split),
+        operations,
+        "INC across cache lines loses nothing"
+    );
 }
 
 pub fn exchanges() {
@@ -64,7 +72,11 @@ pub fn exchanges() {
         );
         1
     });
-    check_eq!(memory::read64(cell), operations * 3, "{operations} CMPXCHG lose nothing");
+    check_eq!(
+        memory::read64(cell),
+        operations * 3,
+        "{operations} CMPXCHG lose nothing"
+    );
     let small = memory::page();
     let operations = hammer(|_| {
         insn!(
@@ -74,7 +86,11 @@ pub fn exchanges() {
         1
     });
     let expected = (operations & 0xff) | (operations & 0xffff) << 16 | operations << 32;
-    check_eq!(memory::read64(small), expected, "neighbouring byte, word and doubleword counters");
+    check_eq!(
+        memory::read64(small),
+        expected,
+        "neighbouring byte, word and doubleword counters"
+    );
 }
 
 pub fn wide() {
@@ -129,7 +145,11 @@ pub fn bits() {
     });
     check!(operations > 0, "{operations} rounds of BTS and BTR");
     check_eq!(bad.load(SeqCst), 0, "each sees its own bit as it left it");
-    check_eq!(memory::read64(cell) | memory::read64(cell + 8), 0, "all bits are clear at the end");
+    check_eq!(
+        memory::read64(cell) | memory::read64(cell + 8),
+        0,
+        "all bits are clear at the end"
+    );
 }
 
 /// XCHG moves tokens between cells; none may vanish or double.
@@ -148,7 +168,13 @@ pub fn tokens() {
         held[index].0.store(token, Relaxed);
         CELLS
     });
-    let left: u64 = (0..CELLS).map(|cell| memory::read64(cells + cell * 64)).sum();
+    let left: u64 = (0..CELLS)
+        .map(|cell| memory::read64(cells + cell * 64))
+        .sum();
     let carried: u64 = held.iter().map(|line| line.0.load(SeqCst)).sum();
-    check_eq!(left + carried, 0x0101_0101_0101_0101, "{operations} XCHG keep every token");
+    check_eq!(
+        left + carried,
+        0x0101_0101_0101_0101,
+        "{operations} XCHG keep every token"
+    );
 }

@@ -55,7 +55,8 @@ pub fn store_buffering() {
                 }
                 if index == 0 {
                     let blind = (0..PAIRS).filter(|pair| {
-                        seen.iter().all(|page| memory::read64(page + pair * 8) != round)
+                        seen.iter()
+                            .all(|page| memory::read64(page + pair * 8) != round)
                     });
                     forbidden.fetch_add(blind.count() as u64, Relaxed);
                     rounds.store(round, Relaxed);
@@ -69,7 +70,11 @@ pub fn store_buffering() {
         });
         let pairs = rounds.load(SeqCst) * PAIRS;
         check!(pairs > 0, "store buffering with {name}: {pairs} pairs");
-        check_eq!(forbidden.load(SeqCst), 0, "store buffering with {name}: never both blind");
+        check_eq!(
+            forbidden.load(SeqCst),
+            0,
+            "store buffering with {name}: never both blind"
+        );
     }
 }
 
@@ -124,7 +129,11 @@ pub fn message_passing() {
     });
     let passed = passed.load(SeqCst);
     check!(passed > 0, "message passing: {passed} messages");
-    check_eq!(stale.load(SeqCst), 0, "message passing: no flag without its data");
+    check_eq!(
+        stale.load(SeqCst),
+        0,
+        "message passing: no flag without its data"
+    );
 }
 
 /// Coherence: a cell that only grows is never seen to shrink, and 8-byte accesses never tear.

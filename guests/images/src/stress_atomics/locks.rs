@@ -72,6 +72,9 @@ pub fn peterson() {
         rounds.fetch_add(own, SeqCst);
     });
     let rounds = rounds.load(SeqCst);
-    check!(rounds > 0, "{rounds} turns with Peterson's algorithm on {count} processors");
+    check!(
+        rounds > 0,
+        "{rounds} turns with Peterson's algorithm on {count} processors"
+    );
     check_eq!(memory::read64(shared + 192), rounds, "no update is lost");
 }

@@ -37,15 +37,18 @@ pub fn synchronised() {
     STOP.store(false, SeqCst);
     smp::start_on(1, execute_on_demand, 0);
     let mut lost = false;
-    result("change for another processor", repeat(|round| {
-        if lost {
-            return true;
-        }
-        memory::write32(code + 1, round.wrapping_mul(77));
-        WANTED.store(round, SeqCst);
-        lost = !time::wait_for(10_000, || DONE.load(SeqCst) == round);
-        !lost && SEEN.load(SeqCst) == round.wrapping_mul(77)
-    }));
+    result(
+        "change for another processor",
+        repeat(|round| {
+            if lost {
+                return true;
+            }
+            memory::write32(code + 1, round.wrapping_mul(77));
+            WANTED.store(round, SeqCst);
+            lost = !time::wait_for(10_000, || DONE.load(SeqCst) == round);
+            !lost && SEEN.load(SeqCst) == round.wrapping_mul(77)
+        }),
+    );
     STOP.store(true, SeqCst);
     check!(smp::join(1, 10_000), "the other processor ends");
 }
@@ -104,20 +107,27 @@ pub fn breakpoint_protocol() {
     STOP.store(false, SeqCst);
     smp::start_on(1, execute_always, 0);
     let mut lost = false;
-    result("INT3 protocol", repeat(|round| {
-        if lost {
-            return true;
-        }
-        memory::write8(code, 0xcc);
-        lost |= !synchronise();
-        memory::write32(code + 1, if round & 1 == 0 { OLD } else { NEW });
-        lost |= !synchronise();
-        memory::write8(code, 0xb8);
-        lost |= !synchronise();
-        !lost
-    }));
+    result(
+        "INT3 protocol",
+        repeat(|round| {
+            if lost {
+                return true;
+            }
+            memory::write8(code, 0xcc);
+            lost |= !synchronise();
+            memory::write32(code + 1, if round & 1 == 0 { OLD } else { NEW });
+            lost |= !synchronise();
+            memory::write8(code, 0xb8);
+            lost |= !synchronise();
+            !lost
+        }),
+    );
     STOP.store(true, SeqCst);
     check!(smp::join(1, 10_000), "the other processor ends");
-    check!(BAD.load(SeqCst) == 0, "it never executed a mixture ({} runs)", ROUNDS.load(SeqCst));
+    check!(
+        BAD.load(SeqCst) == 0,
+        "it never executed a mixture ({} runs)",
+        ROUNDS.load(SeqCst)
+    );
     guest_kit::println!("NOTE: {} breakpoints were hit", TRAPPED.load(SeqCst));
 }

@@ -56,7 +56,9 @@ fn operation(writer: &mut Writer, random: &mut Random, value: u32) -> u32 {
         7 => {
             // lea eax, [rax + rax*4 + disp8]
             writer.bytes(&[0x8d, 0x44, 0x80, number as u8]);
-            value.wrapping_mul(5).wrapping_add(number as u8 as i8 as u32)
+            value
+                .wrapping_mul(5)
+                .wrapping_add(number as u8 as i8 as u32)
         }
         8 => {
             // A jump over bytes that would otherwise spoil the value.
@@ -86,11 +88,14 @@ fn program(at: u64, random: &mut Random) -> (u32, u64) {
 pub fn programs() {
     let buffer = memory::pages(4);
     let mut random = Random(0x0123_4567_89ab_cdef);
-    result("generated programs", repeat(|_| {
-        let at = buffer + u64::from(random.next()) % 0x3e00;
-        let (expected, _) = program(at, &mut random);
-        run(at) == expected && run(at) == expected
-    }));
+    result(
+        "generated programs",
+        repeat(|_| {
+            let at = buffer + u64::from(random.next()) % 0x3e00;
+            let (expected, _) = program(at, &mut random);
+            run(at) == expected && run(at) == expected
+        }),
+    );
 }
 
 /// Functions that call one another; one of them is replaced in each round.
@@ -115,12 +120,17 @@ pub fn chains() {
     for link in 0..LINKS {
         write(link, 0);
     }
-    result("chain of functions", repeat(|_| {
-        let link = u64::from(random.next()) % LINKS;
-        let addend = random.next();
-        addends[link as usize] = addend;
-        write(link, addend);
-        let expected = addends.iter().fold(0u32, |sum, value| sum.wrapping_add(*value));
-        run(buffer + 0x10) == expected
-    }));
+    result(
+        "chain of functions",
+        repeat(|_| {
+            let link = u64::from(random.next()) % LINKS;
+            let addend = random.next();
+            addends[link as usize] = addend;
+            write(link, addend);
+            let expected = addends
+                .iter()
+                .fold(0u32, |sum, value| sum.wrapping_add(*value));
+            run(buffer + 0x10) == expected
+        }),
+    );
 }

@@ -15,16 +15,22 @@ pub fn put_constant(at: u64, value: u32) {
 pub fn immediate() {
     let code = memory::page();
     put_constant(code, 0);
-    result("patched immediate", repeat(|round| {
-        memory::write32(code + 1, round);
-        run(code) == round
-    }));
+    result(
+        "patched immediate",
+        repeat(|round| {
+            memory::write32(code + 1, round);
+            run(code) == round
+        }),
+    );
     // Only one byte changes.
     put_constant(code, 0x1111_1100);
-    result("patched byte", repeat(|round| {
-        memory::write8(code + 1, round as u8);
-        run(code) == 0x1111_1100 | round & 0xff
-    }));
+    result(
+        "patched byte",
+        repeat(|round| {
+            memory::write8(code + 1, round as u8);
+            run(code) == 0x1111_1100 | round & 0xff
+        }),
+    );
 }
 
 /// A store right before the instruction that it changes, in one straight line.
@@ -32,18 +38,27 @@ pub fn next_instruction() {
     let code = memory::page();
     // mov [rip + 1], ecx; mov eax, 0; ret
     memory::copy_to(code, &[0x89, 0x0d, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0xc3]);
-    result("next instruction", repeat(|round| {
-        let seen: u32;
-        insn!("call {c}", c = in(reg) code, in("ecx") round, out("rax") seen);
-        seen == round
-    }));
+    result(
+        "next instruction",
+        repeat(|round| {
+            let seen: u32;
+            insn!("call {c}", c = in(reg) code, in("ecx") round, out("rax") seen);
+            seen == round
+        }),
+    );
     // The same with a jump between.
-    memory::copy_to(code, &[0x89, 0x0d, 3, 0, 0, 0, 0xeb, 0, 0xb8, 0, 0, 0, 0, 0xc3]);
-    result("instruction behind a jump", repeat(|round| {
-        let seen: u32;
-        insn!("call {c}", c = in(reg) code, in("ecx") round, out("rax") seen);
-        seen == round
-    }));
+    memory::copy_to(
+        code,
+        &[0x89, 0x0d, 3, 0, 0, 0, 0xeb, 0, 0xb8, 0, 0, 0, 0, 0xc3],
+    );
+    result(
+        "instruction behind a jump",
+        repeat(|round| {
+            let seen: u32;
+            insn!("call {c}", c = in(reg) code, in("ecx") round, out("rax") seen);
+            seen == round
+        }),
+    );
 }
 
 /// A loop that changes its own addend in every iteration.
@@ -58,13 +73,16 @@ pub fn own_loop() {
         0x75, 0xf1,                   // jnz -15: back to the ADD
         0xc3,
     ]);
-    result("loop that patches itself", repeat(|round| {
-        let turns = round % 40 + 1;
-        memory::write32(code + 3, 0);
-        let sum: u32;
-        insn!("call {c}", c = in(reg) code, inout("ecx") turns => _, out("rax") sum);
-        sum == turns * (turns - 1) / 2
-    }));
+    result(
+        "loop that patches itself",
+        repeat(|round| {
+            let turns = round % 40 + 1;
+            memory::write32(code + 3, 0);
+            let sum: u32;
+            insn!("call {c}", c = in(reg) code, inout("ecx") turns => _, out("rax") sum);
+            sum == turns * (turns - 1) / 2
+        }),
+    );
 }
 
 /// An instruction that lies across two pages, changed on either side.
@@ -72,17 +90,20 @@ pub fn across_pages() {
     let pages = memory::pages(2);
     let code = pages + 0x1000 - 3;
     put_constant(code, 0);
-    result("instruction across pages", repeat(|round| {
-        let value = round.wrapping_mul(0x9e37_79b9);
-        if round & 1 == 0 {
-            memory::write32(code + 1, value);
-            return run(code) == value;
-        }
-        let before = memory::read32(code + 1);
-        // The second page has bytes 2 and 3 of the immediate, the first has bytes 0 and 1.
-        memory::write8(pages + 0x1000, value as u8);
-        run(code) == before & !0xff_0000 | (value & 0xff) << 16
-    }));
+    result(
+        "instruction across pages",
+        repeat(|round| {
+            let value = round.wrapping_mul(0x9e37_79b9);
+            if round & 1 == 0 {
+                memory::write32(code + 1, value);
+                return run(code) == value;
+            }
+            let before = memory::read32(code + 1);
+            // The second page has bytes 2 and 3 of the immediate, the first has bytes 0 and 1.
+            memory::write8(pages + 0x1000, value as u8);
+            run(code) == before & !0xff_0000 | (value & 0xff) << 16
+        }),
+    );
 }
 
 pub fn jump_target() {
@@ -92,11 +113,14 @@ pub fn jump_target() {
         put_constant(*target, 100 + index as u32);
     }
     memory::write8(code, 0xe9);
-    result("five-byte jump", repeat(|round| {
-        let choice = (round % 3) as usize;
-        memory::write32(code + 1, (targets[choice] - (code + 5)) as u32);
-        run(code) == 100 + choice as u32
-    }));
+    result(
+        "five-byte jump",
+        repeat(|round| {
+            let choice = (round % 3) as usize;
+            memory::write32(code + 1, (targets[choice] - (code + 5)) as u32);
+            run(code) == 100 + choice as u32
+        }),
+    );
     // A conditional jump becomes its opposite.
     #[rustfmt::skip]
     memory::copy_to(code, &[
@@ -105,18 +129,27 @@ pub fn jump_target() {
         0xb8, 1, 0, 0, 0, // mov eax, 1
         0xc3,
     ]);
-    result("inverted condition", repeat(|round| {
-        memory::write8(code + 2, if round & 1 == 0 { 0x74 } else { 0x75 });
-        run(code) == round & 1
-    }));
+    result(
+        "inverted condition",
+        repeat(|round| {
+            memory::write8(code + 2, if round & 1 == 0 { 0x74 } else { 0x75 });
+            run(code) == round & 1
+        }),
+    );
 }
 
 /// Data in the code's page changes without any change of the code.
 pub fn data_beside_code() {
     let code = memory::page();
     // inc dword [rip + 0x100]; mov eax, [rip + 0xfa]; ret
-    memory::copy_to(code, &[0xff, 0x05, 0, 1, 0, 0, 0x8b, 0x05, 0xfa, 0, 0, 0, 0xc3]);
-    result("counter beside the code", repeat(|round| run(code) == round));
+    memory::copy_to(
+        code,
+        &[0xff, 0x05, 0, 1, 0, 0, 0x8b, 0x05, 0xfa, 0, 0, 0, 0xc3],
+    );
+    result(
+        "counter beside the code",
+        repeat(|round| run(code) == round),
+    );
 }
 
 /// String instructions write code.
@@ -125,14 +158,17 @@ pub fn string_copy() {
     for source in 0..4u64 {
         put_constant(sources + source * 0x40, 0x1000 + source as u32);
     }
-    result("REP MOVSB over code", repeat(|round| {
-        let source = sources + u64::from(round % 4) * 0x40;
-        insn!(
-            "rep movsb",
-            inout("rsi") source => _, inout("rdi") code => _, inout("rcx") 6u64 => _,
-        );
-        run(code) == 0x1000 + round % 4
-    }));
+    result(
+        "REP MOVSB over code",
+        repeat(|round| {
+            let source = sources + u64::from(round % 4) * 0x40;
+            insn!(
+                "rep movsb",
+                inout("rsi") source => _, inout("rdi") code => _, inout("rcx") 6u64 => _,
+            );
+            run(code) == 0x1000 + round % 4
+        }),
+    );
     // The copy replaces the code behind itself.
     #[rustfmt::skip]
     memory::copy_to(code, &[
@@ -140,15 +176,18 @@ pub fn string_copy() {
         0xf3, 0xa4,                   // rep movsb
         0, 0, 0, 0, 0, 0,             // filled by it
     ]);
-    result("REP MOVSB over what follows it", repeat(|round| {
-        let source = sources + u64::from(round % 4) * 0x40;
-        let seen: u32;
-        insn!(
-            "call {c}", c = in(reg) code,
-            inout("rsi") source => _, out("rdi") _, inout("rcx") 6u64 => _, out("rax") seen,
-        );
-        seen == 0x1000 + round % 4
-    }));
+    result(
+        "REP MOVSB over what follows it",
+        repeat(|round| {
+            let source = sources + u64::from(round % 4) * 0x40;
+            let seen: u32;
+            insn!(
+                "call {c}", c = in(reg) code,
+                inout("rsi") source => _, out("rdi") _, inout("rcx") 6u64 => _, out("rax") seen,
+            );
+            seen == 0x1000 + round % 4
+        }),
+    );
 }
 
 /// Two addresses of the tests' own.
@@ -163,14 +202,17 @@ pub fn alias() {
     cpu::invlpg(FIRST);
     cpu::invlpg(SECOND);
     put_constant(FIRST + 0x80, 0);
-    result("change through an alias", repeat(|round| {
-        memory::write32(SECOND + 0x81, round);
-        serialise();
-        let first = run(FIRST + 0x80) == round;
-        memory::write32(page + 0x81, round + 7);
-        serialise();
-        first && run(SECOND + 0x80) == round + 7 && run(FIRST + 0x80) == round + 7
-    }));
+    result(
+        "change through an alias",
+        repeat(|round| {
+            memory::write32(SECOND + 0x81, round);
+            serialise();
+            let first = run(FIRST + 0x80) == round;
+            memory::write32(page + 0x81, round + 7);
+            serialise();
+            first && run(SECOND + 0x80) == round + 7 && run(FIRST + 0x80) == round + 7
+        }),
+    );
 }
 
 /// The same address maps other code.
@@ -179,10 +221,13 @@ pub fn remapped() {
     for (index, page) in pages.iter().enumerate() {
         put_constant(*page, 500 + index as u32);
     }
-    result("remapped code", repeat(|round| {
-        let choice = (round % 3) as usize;
-        Tables::boot().map(FIRST, pages[choice], pte::P, 1);
-        cpu::invlpg(FIRST);
-        run(FIRST) == 500 + choice as u32
-    }));
+    result(
+        "remapped code",
+        repeat(|round| {
+            let choice = (round % 3) as usize;
+            Tables::boot().map(FIRST, pages[choice], pte::P, 1);
+            cpu::invlpg(FIRST);
+            run(FIRST) == 500 + choice as u32
+        }),
+    );
 }

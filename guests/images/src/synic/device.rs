@@ -84,8 +84,11 @@ impl Pages {
 
 /// Enables the calling processor's pages and controller.
 pub fn enable() -> Pages {
-    let pages =
-        Pages { messages: memory::page(), events: memory::page(), vp: hyperv::vp_index() };
+    let pages = Pages {
+        messages: memory::page(),
+        events: memory::page(),
+        vp: hyperv::vp_index(),
+    };
     apic::enable();
     wrmsr(msr::SIMP, pages.messages | 1);
     wrmsr(msr::SIEFP, pages.events | 1);
@@ -203,5 +206,9 @@ pub fn post(connection: u32, kind: u32, size: u32, first: u64) -> u16 {
 
 /// Signals flag `number` of a connection.
 pub fn signal(connection: u32, number: u16) -> u16 {
-    hyperv::fast(call::SIGNAL_EVENT, u64::from(connection) | u64::from(number) << 32, 0)
+    hyperv::fast(
+        call::SIGNAL_EVENT,
+        u64::from(connection) | u64::from(number) << 32,
+        0,
+    )
 }

@@ -58,12 +58,19 @@ pub fn one_shot() {
     let start = cpu::rdtsc();
     apic::write(register::TIMER_INITIAL, 20 * ms);
     let running = apic::read(register::TIMER_CURRENT);
-    check!(running > 0 && running <= 20 * ms, "the current count runs down");
+    check!(
+        running > 0 && running <= 20 * ms,
+        "the current count runs down"
+    );
     check!(wait(1, 5000), "one-shot timer expires");
     let elapsed = (cpu::rdtsc() - start) / (time::tsc_hz() / 1_000_000);
     // Where the frequency was measured the emulator's clocks differ by some percent.
     check!(elapsed >= 18_000, "not early: {elapsed} us");
-    check_eq!(apic::read(register::TIMER_CURRENT), 0, "the count stays at 0");
+    check_eq!(
+        apic::read(register::TIMER_CURRENT),
+        0,
+        "the count stays at 0"
+    );
     wait(2, 50);
     check_eq!(FIRED.load(SeqCst), 1, "once");
 }
@@ -88,7 +95,10 @@ pub fn periodic() {
     apic::write(register::TIMER_INITIAL, 5 * ms);
     check!(wait(10, 10_000), "periodic timer expires ten times");
     let elapsed = (cpu::rdtsc() - start) / (time::tsc_hz() / 1_000_000);
-    check!(elapsed >= 40_000, "not faster than its period: {elapsed} us");
+    check!(
+        elapsed >= 40_000,
+        "not faster than its period: {elapsed} us"
+    );
     apic::write(register::LVT_TIMER, MASKED | PERIODIC | u32::from(VECTOR));
     wait(u64::MAX, 20);
     let stopped = FIRED.load(SeqCst);
@@ -101,7 +111,11 @@ pub fn divider() {
     let ms = begin();
     apic::write(register::LVT_TIMER, MASKED | u32::from(VECTOR));
     apic::write(register::TIMER_DIVIDE, DIVIDE_BY_16);
-    check_eq!(apic::read(register::TIMER_DIVIDE), DIVIDE_BY_16, "the divider keeps its value");
+    check_eq!(
+        apic::read(register::TIMER_DIVIDE),
+        DIVIDE_BY_16,
+        "the divider keeps its value"
+    );
     apic::write(register::TIMER_INITIAL, u32::MAX);
     time::delay_us(20_000);
     let counted = u64::from(u32::MAX - apic::read(register::TIMER_CURRENT));
@@ -122,10 +136,18 @@ pub fn tsc_deadline() {
     apic::write(register::LVT_TIMER, DEADLINE | u32::from(VECTOR));
     let due = cpu::rdtsc() + time::tsc_hz() / 50;
     wrmsr(msr::TSC_DEADLINE, due);
-    check_eq!(rdmsr(msr::TSC_DEADLINE), due, "the deadline reads back while armed");
+    check_eq!(
+        rdmsr(msr::TSC_DEADLINE),
+        due,
+        "the deadline reads back while armed"
+    );
     check!(wait(1, 5000), "deadline expires");
     check!(cpu::rdtsc() >= due, "not early");
-    check_eq!(rdmsr(msr::TSC_DEADLINE), 0, "the register reads 0 afterwards");
+    check_eq!(
+        rdmsr(msr::TSC_DEADLINE),
+        0,
+        "the register reads 0 afterwards"
+    );
     wrmsr(msr::TSC_DEADLINE, 1);
     check!(wait(2, 5000), "a deadline in the past expires at once");
     wrmsr(msr::TSC_DEADLINE, cpu::rdtsc() + time::tsc_hz() / 50);
@@ -133,13 +155,21 @@ pub fn tsc_deadline() {
     wait(3, 60);
     check_eq!(FIRED.load(SeqCst), 2, "0 disarms");
     apic::write(register::TIMER_INITIAL, 1000);
-    check_eq!(apic::read(register::TIMER_CURRENT), 0, "the count registers are idle");
+    check_eq!(
+        apic::read(register::TIMER_CURRENT),
+        0,
+        "the count registers are idle"
+    );
     wrmsr(msr::TSC_DEADLINE, cpu::rdtsc() + time::tsc_hz() / 50);
     apic::write(register::LVT_TIMER, u32::from(VECTOR));
     wait(3, 60);
     check_eq!(FIRED.load(SeqCst), 2, "changing the mode disarms");
     wrmsr(msr::TSC_DEADLINE, cpu::rdtsc() + 1000);
-    check_eq!(rdmsr(msr::TSC_DEADLINE), 0, "outside the mode writes are ignored");
+    check_eq!(
+        rdmsr(msr::TSC_DEADLINE),
+        0,
+        "outside the mode writes are ignored"
+    );
 }
 
 pub fn wakes_halt() {
@@ -148,6 +178,10 @@ pub fn wakes_halt() {
     for round in 1..=5u64 {
         apic::write(register::TIMER_INITIAL, 2 * ms);
         cpu::sti_hlt_cli();
-        check_eq!(FIRED.load(SeqCst), round, "the timer wakes a halted processor");
+        check_eq!(
+            FIRED.load(SeqCst),
+            round,
+            "the timer wakes a halted processor"
+        );
     }
 }

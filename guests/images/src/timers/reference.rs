@@ -47,8 +47,18 @@ pub fn frequencies() {
     println!("NOTE: TSC {tsc} Hz, APIC {apic} Hz");
     check!(tsc > 1_000_000, "TSC frequency is sensible");
     check!(apic > 100_000, "APIC frequency is sensible");
-    check_fault!(attempt(|| wrmsr(msr::TSC_FREQUENCY, 1)), vector::GP, 0, "#GP: TSC_FREQUENCY");
-    check_fault!(attempt(|| wrmsr(msr::APIC_FREQUENCY, 1)), vector::GP, 0, "#GP: APIC_FREQUENCY");
+    check_fault!(
+        attempt(|| wrmsr(msr::TSC_FREQUENCY, 1)),
+        vector::GP,
+        0,
+        "#GP: TSC_FREQUENCY"
+    );
+    check_fault!(
+        attempt(|| wrmsr(msr::APIC_FREQUENCY, 1)),
+        vector::GP,
+        0,
+        "#GP: APIC_FREQUENCY"
+    );
     let (reference, counter) = (now(), cpu::rdtsc());
     time::delay_us(200_000);
     let (reference, counter) = (now() - reference, cpu::rdtsc() - counter);
@@ -72,7 +82,12 @@ pub fn counter() {
         last = next;
     }
     check_eq!(backwards, 0, "the counter never goes back");
-    check_fault!(attempt(|| wrmsr(msr::TIME_REF_COUNT, 0)), vector::GP, 0, "#GP: write to it");
+    check_fault!(
+        attempt(|| wrmsr(msr::TIME_REF_COUNT, 0)),
+        vector::GP,
+        0,
+        "#GP: write to it"
+    );
     // Counting began with the partition: minutes ago at most.
     check!(now() < 3_600 * 10_000_000, "it started at 0");
 }
@@ -86,7 +101,11 @@ pub fn tsc_page() {
     memory::write64(page + 0xff8, 0x1234);
     PAGE.store(page, SeqCst);
     enable_page();
-    check_eq!(rdmsr(msr::REFERENCE_TSC), page | 1, "REFERENCE_TSC keeps its value");
+    check_eq!(
+        rdmsr(msr::REFERENCE_TSC),
+        page | 1,
+        "REFERENCE_TSC keeps its value"
+    );
     check_eq!(memory::read64(page + 0xff8), 0, "the page covers RAM");
     let Some(first) = page_time(page) else {
         return println!("NOTE: sequence 0, the page is not in use here");
@@ -98,9 +117,14 @@ pub fn tsc_page() {
         let before = now();
         let between = page_time(page).unwrap_or(0);
         let after = now();
-        worst = worst.max(before.saturating_sub(between)).max(between.saturating_sub(after));
+        worst = worst
+            .max(before.saturating_sub(between))
+            .max(between.saturating_sub(after));
     }
-    check!(worst <= 100, "page and counter agree: worst {worst} x 100 ns");
+    check!(
+        worst <= 100,
+        "page and counter agree: worst {worst} x 100 ns"
+    );
     let mut backwards = 0;
     let mut last = 0;
     for _ in 0..20_000 {
@@ -110,7 +134,11 @@ pub fn tsc_page() {
     }
     check_eq!(backwards, 0, "the page's time never goes back");
     wrmsr(msr::REFERENCE_TSC, page);
-    check_eq!(memory::read64(page + 0xff8), 0x1234, "disabling uncovers the RAM");
+    check_eq!(
+        memory::read64(page + 0xff8),
+        0x1234,
+        "disabling uncovers the RAM"
+    );
     enable_page();
 }
 
@@ -141,8 +169,15 @@ fn in_turn(name: &str, read: fn() -> u64) {
         },
         30_000,
     );
-    check!(ended && TURN.load(SeqCst) == ROUNDS * count, "{name}: all processors took their turns");
-    check_eq!(BACKWARDS.load(SeqCst), 0, "{name}: never goes back across processors");
+    check!(
+        ended && TURN.load(SeqCst) == ROUNDS * count,
+        "{name}: all processors took their turns"
+    );
+    check_eq!(
+        BACKWARDS.load(SeqCst),
+        0,
+        "{name}: never goes back across processors"
+    );
 }
 
 pub fn across_processors() {
@@ -169,6 +204,14 @@ pub fn invariant_control() {
         return;
     }
     wrmsr(msr::TSC_INVARIANT_CONTROL, 1);
-    check_eq!(rdmsr(msr::TSC_INVARIANT_CONTROL) & 1, 1, "invariant control keeps its value");
-    check_eq!(cpu::cpuid(0x8000_0007, 0).edx >> 8 & 1, 1, "CPUID then says the TSC is invariant");
+    check_eq!(
+        rdmsr(msr::TSC_INVARIANT_CONTROL) & 1,
+        1,
+        "invariant control keeps its value"
+    );
+    check_eq!(
+        cpu::cpuid(0x8000_0007, 0).edx >> 8 & 1,
+        1,
+        "CPUID then says the TSC is invariant"
+    );
 }

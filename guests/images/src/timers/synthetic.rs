@@ -67,7 +67,14 @@ fn begin(test: &str) -> bool {
     if !hyperv::required(test) {
         return false;
     }
-    for counter in [&FIRED, &DIRECT_FIRED, &LAST, &EXPIRATION, &DELIVERY, &TIMERS] {
+    for counter in [
+        &FIRED,
+        &DIRECT_FIRED,
+        &LAST,
+        &EXPIRATION,
+        &DELIVERY,
+        &TIMERS,
+    ] {
         counter.store(0, SeqCst);
     }
     set_handler(VECTOR, on_message);
@@ -124,17 +131,33 @@ pub fn one_shot() {
         TIMERS.store(0, SeqCst);
         let due = now() + 20 * MILLISECOND;
         wrmsr(count(timer), due);
-        check_eq!(rdmsr(count(timer)), due, "timer {timer}: count keeps its value");
+        check_eq!(
+            rdmsr(count(timer)),
+            due,
+            "timer {timer}: count keeps its value"
+        );
         wrmsr(config(timer), SINT << 16 | ENABLE);
         check!(wait(&FIRED, 1, 5000), "timer {timer}: expires");
         check!(LAST.load(SeqCst) >= due, "timer {timer}: not early");
-        check_eq!(TIMERS.load(SeqCst), 1 << timer, "timer {timer}: message names it");
-        check_eq!(EXPIRATION.load(SeqCst), due, "timer {timer}: expiration time in the message");
+        check_eq!(
+            TIMERS.load(SeqCst),
+            1 << timer,
+            "timer {timer}: message names it"
+        );
+        check_eq!(
+            EXPIRATION.load(SeqCst),
+            due,
+            "timer {timer}: expiration time in the message"
+        );
         check!(
             (due..=LAST.load(SeqCst)).contains(&DELIVERY.load(SeqCst)),
             "timer {timer}: delivery time in the message"
         );
-        check_eq!(rdmsr(config(timer)) & ENABLE, 0, "timer {timer}: disabled afterwards");
+        check_eq!(
+            rdmsr(config(timer)) & ENABLE,
+            0,
+            "timer {timer}: disabled afterwards"
+        );
         settle(50);
         check_eq!(FIRED.load(SeqCst), 1, "timer {timer}: once");
     }
@@ -165,7 +188,10 @@ pub fn periodic() {
         wrmsr(config(1), SINT << 16 | flags | ENABLE);
         check!(wait(&FIRED, 10, 10_000), "{name}: ten expirations");
         let elapsed = now() - start;
-        check!(elapsed >= 99 * MILLISECOND, "{name}: not faster than its period: {elapsed}");
+        check!(
+            elapsed >= 99 * MILLISECOND,
+            "{name}: not faster than its period: {elapsed}"
+        );
         check_eq!(rdmsr(config(1)) & ENABLE, ENABLE, "{name}: stays enabled");
         wrmsr(config(1), 0);
         settle(30);
@@ -182,13 +208,21 @@ pub fn auto_enable() {
         return;
     }
     wrmsr(config(2), SINT << 16 | AUTO_ENABLE);
-    check_eq!(rdmsr(config(2)) & ENABLE, 0, "automatic enable does not enable by itself");
+    check_eq!(
+        rdmsr(config(2)) & ENABLE,
+        0,
+        "automatic enable does not enable by itself"
+    );
     let due = now() + 10 * MILLISECOND;
     wrmsr(count(2), due);
     check!(wait(&FIRED, 1, 5000), "writing the count starts it");
     check!(LAST.load(SeqCst) >= due, "not early");
     wrmsr(count(2), now() + 3_600_000 * MILLISECOND);
-    check_eq!(rdmsr(config(2)) & ENABLE, ENABLE, "and shows as enabled meanwhile");
+    check_eq!(
+        rdmsr(config(2)) & ENABLE,
+        ENABLE,
+        "and shows as enabled meanwhile"
+    );
     wrmsr(count(2), 0);
     check_eq!(rdmsr(config(2)) & ENABLE, 0, "count 0 disables");
     stop_all();
@@ -208,10 +242,18 @@ pub fn disabling() {
     wrmsr(config(3), SINT << 16 | ENABLE);
     wrmsr(config(3), SINT << 16);
     settle(60);
-    check_eq!(FIRED.load(SeqCst), 0, "clearing enable stops a running timer");
+    check_eq!(
+        FIRED.load(SeqCst),
+        0,
+        "clearing enable stops a running timer"
+    );
     wrmsr(count(3), now() + 20 * MILLISECOND);
     wrmsr(config(3), ENABLE);
-    check_eq!(rdmsr(config(3)) & ENABLE, 0, "interrupt source 0 cannot be enabled");
+    check_eq!(
+        rdmsr(config(3)) & ENABLE,
+        0,
+        "interrupt source 0 cannot be enabled"
+    );
     settle(60);
     check_eq!(FIRED.load(SeqCst), 0, "and does not fire");
     stop_all();
@@ -236,7 +278,11 @@ pub fn direct_mode() {
             break;
         }
     }
-    check_eq!(DIRECT_FIRED.load(SeqCst), 50, "again and again by writing the count");
+    check_eq!(
+        DIRECT_FIRED.load(SeqCst),
+        50,
+        "again and again by writing the count"
+    );
     check_eq!(FIRED.load(SeqCst), 0, "without messages");
     wrmsr(config(0), 0);
     DIRECT_FIRED.store(0, SeqCst);

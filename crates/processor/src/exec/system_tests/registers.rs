@@ -164,3 +164,26 @@ fn foreign_registers_are_asked_for_outside() {
     m.until_halt();
     assert_eq!(m.vp.state().rip, HANDLER + 1);
 }
+#[test]
+fn invlpg_drops_all_of_a_large_page() {
+    let mut m = Machine::long();
+    // 2 MiB at 0x20_0000, first to 0 and then nowhere.
+    m.write64(0x12008, 0x87);
+    m.write32(0x5000, 0x1234);
+    m.gate(14, CODE64, HANDLER, 0x8e, 0);
+    m.asm(64, HANDLER, |a| a.hlt());
+    m.asm(64, CODE, |a| {
+        a.mov(eax, dword_ptr(0x20_5000u64))?;
+        a.mov(ebx, dword_ptr(0x20_6000u64))?;
+        a.mov(qword_ptr(0x12008u64), 0)?;
+        a.invlpg(ptr(0x20_0000u64))?;
+        a.mov(ebx, dword_ptr(0x20_5000u64))?;
+        a.hlt()
+    });
+    m.until_halt();
+    assert_eq!(m.vp.state().gpr[0], 0x1234);
+    assert_eq!(
+        (m.vp.state().rip, m.vp.state().cr2),
+        (HANDLER + 1, 0x20_5000)
+    );
+}
