@@ -15,11 +15,11 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Keeps shards on different cache lines, so that unrelated requests do not slow each other.
 #[repr(align(64))]
 #[derive(Debug, Default)]
-struct Line;
+pub(crate) struct Line;
 
 /// Keeps the blocks of a [`crate::Mapping`] in place until dropped; may move between threads.
 #[derive(Default)]
-pub(crate) struct Lease(Vec<ArcRwLockReadGuard<RawRwLock, LineGuard>>);
+pub(crate) struct Lease(Vec<ArcRwLockReadGuard<RawRwLock, Line>>);
 
 impl std::fmt::Debug for Lease {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -27,25 +27,21 @@ impl std::fmt::Debug for Lease {
     }
 }
 
-/// What a shard protects: the right of its blocks to stay where they are.
-#[derive(Debug, Default)]
-pub(crate) struct LineGuard(#[allow(dead_code, reason = "only its alignment matters")] Line);
-
 /// The locks of a disk's blocks.
-pub(crate) struct Shards(Box<[Arc<RwLock<LineGuard>>]>);
+pub(crate) struct Shards(Box<[Arc<RwLock<Line>>]>);
 
 impl Shards {
     pub(crate) fn new() -> Self {
         Self((0..SHARDS).map(|_| Arc::default()).collect())
     }
 
-    fn of(&self, block: u64) -> &Arc<RwLock<LineGuard>> {
+    fn of(&self, block: u64) -> &Arc<RwLock<Line>> {
         &self.0[(block % SHARDS as u64) as usize]
     }
 
     /// Keeps a block in place for one request. Recursive: a thread that holds a lease must be
     /// able to start its next request even while a trim waits for the shard.
-    pub(crate) fn share(&self, block: u64) -> RwLockReadGuard<'_, LineGuard> {
+    pub(crate) fn share(&self, block: u64) -> RwLockReadGuard<'_, Line> {
         self.of(block).read_recursive()
     }
 
@@ -56,12 +52,12 @@ impl Shards {
     }
 
     /// Takes a block alone, unless requests keep it busy for too long.
-    pub(crate) fn alone(&self, block: u64) -> Option<RwLockWriteGuard<'_, LineGuard>> {
+    pub(crate) fn alone(&self, block: u64) -> Option<RwLockWriteGuard<'_, Line>> {
         self.of(block).try_write_for(PATIENCE)
     }
 
     /// Takes every block alone, for rare changes to the whole disk.
-    pub(crate) fn all_alone(&self) -> Vec<RwLockWriteGuard<'_, LineGuard>> {
+    pub(crate) fn all_alone(&self) -> Vec<RwLockWriteGuard<'_, Line>> {
         self.0.iter().map(|shard| shard.write()).collect()
     }
 }

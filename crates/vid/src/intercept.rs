@@ -30,6 +30,8 @@ pub trait InterceptHandler: Sync {
 pub(crate) enum Outcome {
     /// Complete it with this value.
     Complete(u64),
+    /// Make the instruction fault with #GP(0).
+    Fault,
     /// The processor is in shutdown; RIP and CR3's owner may want to know.
     TripleFault {
         /// RIP at the fault.
@@ -47,6 +49,9 @@ pub(crate) fn handle(message: &HvMessage, handler: &dyn InterceptHandler) -> Out
             None => Outcome::Unknown(message.header.message_type),
         },
         HvMessageType::UNMAPPED_GPA | HvMessageType::GPA_INTERCEPT => match message.body() {
+            // A hypercall's parameters lie where no memory is: devices do
+            // not answer those.
+            Some(HvX64MemoryInterceptMessage { access_size: 0, .. }) => Outcome::Fault,
             Some(access) => Outcome::Complete(memory(&access, handler)),
             None => Outcome::Unknown(message.header.message_type),
         },

@@ -9,7 +9,9 @@ use hypervisor::{CrashReport, Hypervisor, RunOutcome};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tlfs::{HvPartitionId, HvRegisterName, HvRegisterValue, HvVpIndex};
+use tlfs::{
+    HvPartitionId, HvPendingExceptionEvent, HvRegisterName, HvRegisterValue, HvVpIndex,
+};
 use winhv::{HvResult, Transport, WinHv};
 
 /// The longest sleep without looking around.
@@ -142,6 +144,11 @@ impl VirtualProcessor {
                             return VpStop::Unexpected(error.to_string());
                         }
                     }
+                    Outcome::Fault => {
+                        if let Err(error) = self.fault() {
+                            return VpStop::Unexpected(error.to_string());
+                        }
+                    }
                     Outcome::TripleFault { rip } => return self.triple_fault(rip),
                     Outcome::Unknown(kind) => {
                         return VpStop::Unexpected(format!("intercept {:#x}", kind.0));
@@ -155,6 +162,16 @@ impl VirtualProcessor {
                 RunOutcome::Crash(report) => return VpStop::Crash(report),
             }
         }
+    }
+
+    /// Answers an intercept with #GP(0).
+    fn fault(&mut self) -> HvResult {
+        const GENERAL_PROTECTION: u8 = 13;
+        let event = HvPendingExceptionEvent::new(GENERAL_PROTECTION, Some(0));
+        self.set_registers(&[
+            (HvRegisterName::PENDING_EVENT0, event.0.into()),
+            (HvRegisterName::INTERCEPT_SUSPEND, 0u64.into()),
+        ])
     }
 
     fn triple_fault(&mut self, rip: u64) -> VpStop {

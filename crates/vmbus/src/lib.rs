@@ -4,3 +4,4 @@
 mod macros;
 
 pub mod protocol;
+pub mod server;

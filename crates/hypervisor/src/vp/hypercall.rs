@@ -188,6 +188,11 @@ impl Execution<'_> {
         ))
     }
 
+    /// Guest-physical address width, bits.
+    fn gpa_width(&self) -> u32 {
+        u32::from(self.hypervisor.config().physical_address_bits)
+    }
+
     /// Reads the whole input once.
     fn read_input(&self, call: &Call, words: &Words) -> Result<Vec<u8>, Ending> {
         let size = call.input_size(words.control);
@@ -197,7 +202,7 @@ impl Execution<'_> {
             return Ok(input);
         }
         if size != 0 {
-            check_page(words.input, size)?;
+            check_page(words.input, size, self.gpa_width())?;
             let map = self.partition.gpa_map();
             guest_memory::read(self.platform(), &map, words.input, &mut input)
                 .map_err(|error| Ending::Memory(error, false))?;
@@ -242,7 +247,7 @@ impl Execution<'_> {
             }
             return Ok(());
         }
-        check_page(words.output, size)?;
+        check_page(words.output, size, self.gpa_width())?;
         guest_memory::check_writable(&self.partition.gpa_map(), words.output, size)
             .map_err(|error| Ending::Memory(error, true))
     }
@@ -288,10 +293,11 @@ impl Execution<'_> {
     }
 }
 
-/// Parameter lists are 8-byte aligned and stay in one page.
-fn check_page(gpa: u64, size: usize) -> Result<(), Ending> {
+/// Parameter lists are 8-byte aligned, stay in one page, and lie within the
+/// guest-physical address width.
+fn check_page(gpa: u64, size: usize, width: u32) -> Result<(), Ending> {
     let offset = gpa as usize & (HV_PAGE_SIZE - 1);
-    if !gpa.is_multiple_of(8) || offset + size > HV_PAGE_SIZE {
+    if !gpa.is_multiple_of(8) || offset + size > HV_PAGE_SIZE || gpa >> width != 0 {
         return Err(HvStatus::INVALID_ALIGNMENT.into());
     }
     Ok(())

@@ -60,13 +60,17 @@ pub(super) fn build(allowed: &Allowed, mode: Mode, random: &mut Random) -> Optio
     if random.chance(50) {
         gpr[reg::RCX] = random.below(70);
     }
-    if mode == Mode::Compatibility {
+    let mut rip = CODE + 0x20 + random.below(CODE_SIZE - 0x40);
+    if mode == Mode::Sixteen {
+        rip -= CODE;
+        small_pointers(&mut gpr, random);
+    }
+    if mode != Mode::Long {
         for value in &mut gpr {
             *value &= 0xffff_ffff;
         }
         gpr[8..].fill(0);
     }
-    let rip = CODE + 0x20 + random.below(CODE_SIZE - 0x40);
     let rflags = instance::flags(true, random);
     let registers = Registers { gpr, rip, rflags };
     Some(Case {
@@ -76,6 +80,26 @@ pub(super) fn build(allowed: &Allowed, mode: Mode, random: &mut Random) -> Optio
         stepwise: random.chance(50),
         segments: false,
     })
+}
+
+/// Offsets into the 16-bit segments; sums of two may pass the limit.
+fn small_pointers(gpr: &mut [u64; 16], random: &mut Random) {
+    for value in gpr.iter_mut() {
+        *value = match random.below(10) {
+            0 => random.operand(),
+            1 => random.below(0x1_0000),
+            2 => random.below(0x2800) | random.next() << 16,
+            _ => random.below(0x2800),
+        };
+    }
+    gpr[reg::RSP] = STACK_SIZE / 2 + random.below(64) * 2;
+    if random.chance(10) {
+        // Wraps, or leaves what is mapped.
+        gpr[reg::RSP] = random.pick(&[0, 1, 2, 6, 0x4000, 0xfffe, 0xffff]);
+    }
+    if random.chance(50) {
+        gpr[reg::RCX] = random.below(70);
+    }
 }
 
 /// Random bytes, cut to one instruction, if it is one that both vendors'
@@ -100,7 +124,7 @@ fn encoding(allowed: &Allowed, mode: Mode, random: &mut Random) -> Option<Vec<u8
     while bytes.len() < 20 {
         bytes.push(random.next() as u8);
     }
-    let bits = if mode == Mode::Long { 64 } else { 32 };
+    let bits = mode.bits();
     let decode = |options| Decoder::with_ip(bits, &bytes[..15], 0, options).decode();
     let instruction = decode(DecoderOptions::NONE);
     let other = decode(DecoderOptions::AMD);

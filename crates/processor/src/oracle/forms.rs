@@ -34,7 +34,7 @@ pub(super) fn all(mode: Mode) -> Vec<Code> {
             let form = code.op_code();
             let exists = match mode {
                 Mode::Long => form.mode64(),
-                Mode::Compatibility => form.compatibility_mode(),
+                Mode::Compatibility | Mode::Sixteen => form.compatibility_mode(),
             };
             exists
                 && form.is_instruction()

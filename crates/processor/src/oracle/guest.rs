@@ -2,7 +2,7 @@
 //! addresses, user code, and an interrupt table that shows every exception.
 
 use super::arena::{self, PAGE, REGIONS, Rights, View};
-use super::{CS_32, CS_64, Mode, Outcome, Registers, SS_USER};
+use super::{CS_32, CS_64, Descriptor, Mode, Outcome, Registers, SS_USER};
 use crate::state::{cr, rflags, seg};
 use crate::{CodeMap, Config, Exit, GuestSpace, HostPage, Segment, State, Table, Vp};
 use std::sync::Arc;
@@ -153,13 +153,22 @@ impl Guest {
         state.gpr[..16].copy_from_slice(&entry.gpr);
         state.rip = entry.rip;
         state.set_rflags(entry.rflags | rflags::IF);
-        state.seg[seg::CS] = match mode {
-            Mode::Long => segment(CS_64, 0xa0fb),
-            Mode::Compatibility => segment(CS_32, 0xc0fb),
+        let [code, stack, data] = mode.segments();
+        let attributes = match mode {
+            Mode::Long => 0xa0fb,
+            Mode::Compatibility => 0xc0fb,
+            Mode::Sixteen => 0x00fb,
         };
-        state.seg[seg::SS] = segment(SS_USER, 0xc0f3);
-        state.seg[seg::DS] = segment(SS_USER, 0xc0f3);
-        state.seg[seg::ES] = segment(SS_USER, 0xc0f3);
+        // As code: big and granular or neither; data and writable.
+        let data_attributes = if mode == Mode::Sixteen {
+            0x00f3
+        } else {
+            0xc0f3
+        };
+        state.seg[seg::CS] = loaded(code, attributes);
+        state.seg[seg::SS] = loaded(stack, data_attributes);
+        state.seg[seg::DS] = loaded(data, data_attributes);
+        state.seg[seg::ES] = loaded(data, data_attributes);
         state.seg[seg::GS] = unloaded(self.gs_base);
         state.cpl = 3;
         self.vp.mode_changed();
@@ -278,10 +287,15 @@ fn kernel(memory: Memory) {
     }
 }
 
-fn segment(selector: u16, attributes: u32) -> Segment {
+fn loaded(segment: Descriptor, attributes: u32) -> Segment {
+    let Descriptor {
+        selector,
+        base,
+        limit,
+    } = segment;
     Segment {
-        base: 0,
-        limit: u32::MAX,
+        base,
+        limit,
         attributes,
         selector,
     }

@@ -23,7 +23,7 @@ pub(super) struct Case {
 impl Case {
     /// The (first) instruction.
     pub(super) fn first(&self, mode: Mode) -> Instruction {
-        let bits = if mode == Mode::Long { 64 } else { 32 };
+        let bits = mode.bits();
         Decoder::with_ip(bits, &self.code, self.registers.rip, DecoderOptions::NONE).decode()
     }
 }
@@ -95,7 +95,7 @@ pub(super) fn flags(string: bool, random: &mut Random) -> u64 {
 
 /// The bytes, if they are what decodes to the same form again.
 pub(super) fn encode(instruction: &Instruction, mode: Mode, rip: u64) -> Option<Vec<u8>> {
-    let bits = if mode == Mode::Long { 64 } else { 32 };
+    let bits = mode.bits();
     let mut encoder = Encoder::new(bits);
     let length = encoder.encode(instruction, rip).ok()?;
     let bytes = encoder.take_buffer();

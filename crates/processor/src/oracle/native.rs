@@ -11,7 +11,7 @@
 //! the thread's own and stays: tests address through it but do not change it.
 
 use super::arena::{self, REGIONS, Rights, View};
-use super::{CS_32, CS_64, Mode, Outcome, Registers, SS_USER};
+use super::{Mode, Outcome, Registers, SMALL, SS_USER};
 use std::arch::{asm, naked_asm};
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -23,7 +23,14 @@ pub(super) struct Native {
     pub(super) view: View,
     run: Box<Run>,
     stack: *mut c_void,
+    before: Before,
     gs_base: u64,
+}
+
+/// The thread's signal handling, to be restored.
+struct Before {
+    stack: libc::stack_t,
+    actions: [libc::sigaction; SIGNALS.len()],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +88,7 @@ impl Native {
     /// synchronous signals. One at a time per process.
     pub(super) fn new(gs_base: u64) -> std::io::Result<Self> {
         let view = map_arena()?;
-        let stack = handlers()?;
+        let (stack, before) = handlers()?;
         load_segments(gs_base);
         let run = Box::new(Run {
             phase: Phase::Idle,
@@ -94,6 +101,7 @@ impl Native {
             view,
             run,
             stack,
+            before,
             gs_base,
         })
     }
@@ -110,13 +118,16 @@ impl Native {
     /// Runs from `entry.rip` to the next trap or fault. `segments`: DS, ES and
     /// GS may change and are put back.
     pub(super) fn run(&mut self, entry: &Registers, mode: Mode, segments: bool) -> Outcome {
-        let cs = if mode == Mode::Long { CS_64 } else { CS_32 };
+        let [code, stack, data] = mode.segments().map(|segment| u64::from(segment.selector));
+        if mode == Mode::Sixteen {
+            load_data(data as u16);
+        }
         let run = &raw mut *self.run;
         // SAFETY: `run` lives in a box of ours; nothing else refers to it.
         unsafe {
             (*run).phase = Phase::Enter;
             (*run).entry = *entry;
-            (*run).selectors = u64::from(cs) | u64::from(SS_USER) << 48;
+            (*run).selectors = code | stack << 48;
         }
         RUN.set(run);
         // SAFETY: the handler restores every register of this thread before
@@ -128,7 +139,7 @@ impl Native {
             assert_eq!((*run).phase, Phase::Left);
             (*run).phase = Phase::Idle;
             (*run).outcome.selectors = selectors();
-            if segments {
+            if segments || mode == Mode::Sixteen {
                 load_segments(self.gs_base);
             }
             (*run).outcome
@@ -138,17 +149,12 @@ impl Native {
 
 impl Drop for Native {
     fn drop(&mut self) {
-        let off = libc::stack_t {
-            ss_sp: std::ptr::null_mut(),
-            ss_flags: libc::SS_DISABLE,
-            ss_size: 0,
-        };
         // SAFETY: gives back what `new` took; nothing runs on the stack now.
         unsafe {
-            for signal in SIGNALS {
-                libc::signal(signal, libc::SIG_DFL);
+            for (signal, action) in SIGNALS.into_iter().zip(&self.before.actions) {
+                libc::sigaction(signal, action, std::ptr::null_mut());
             }
-            libc::sigaltstack(&raw const off, std::ptr::null_mut());
+            libc::sigaltstack(&raw const self.before.stack, std::ptr::null_mut());
             libc::munmap(self.stack, ALTERNATE_STACK);
             for region in REGIONS {
                 libc::munmap(region.linear as *mut c_void, region.size as usize);
@@ -160,12 +166,46 @@ impl Drop for Native {
 
 /// The thread's segments for tests.
 fn load_segments(gs_base: u64) {
-    // SAFETY: sets the unused GS base, and loads the flat user data segment,
-    // which 64-bit code ignores, for compatibility mode.
-    unsafe {
-        libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, gs_base);
-        asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(SS_USER));
+    // SAFETY: sets the unused GS base.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, gs_base) };
+    load_data(SS_USER);
+}
+
+/// DS and ES; the selector is one of a data segment.
+fn load_data(selector: u16) {
+    // SAFETY: 64-bit code ignores both registers.
+    unsafe { asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) u32::from(selector)) };
+}
+
+/// Puts the 16-bit segments into the process's local descriptor table.
+pub(super) fn small_segments() -> std::io::Result<()> {
+    /// As the kernel's `user_desc`.
+    #[repr(C)]
+    struct UserDesc {
+        entry: u32,
+        base: u32,
+        limit: u32,
+        flags: u32,
     }
+    const WRITE: libc::c_int = 0x11;
+    const CODE_CONTENTS: u32 = 2 << 1;
+    for (i, segment) in SMALL.into_iter().enumerate() {
+        let entry = UserDesc {
+            entry: u32::from(segment.selector >> 3),
+            base: segment.base as u32,
+            limit: segment.limit,
+            flags: if i == 0 { CODE_CONTENTS } else { 0 },
+        };
+        let size = size_of::<UserDesc>();
+        // SAFETY: the kernel reads one descriptor; nothing of this process
+        // uses the table otherwise.
+        let failed =
+            unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, &raw const entry, size) } != 0;
+        if failed {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// DS, ES, GS.
@@ -218,7 +258,7 @@ fn map_arena() -> std::io::Result<View> {
     Ok(unsafe { View::new(view.cast()) })
 }
 
-fn handlers() -> std::io::Result<*mut c_void> {
+fn handlers() -> std::io::Result<(*mut c_void, Before)> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     let rights = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping wherever there is room.
@@ -238,15 +278,16 @@ fn handlers() -> std::io::Result<*mut c_void> {
     // SAFETY: the stack stays mapped until `Drop`; the handler is
     // async-signal-safe and leaves signals of other threads alone.
     unsafe {
-        libc::sigaltstack(&raw const on, std::ptr::null_mut());
-        for signal in SIGNALS {
+        let mut before: Before = std::mem::zeroed();
+        libc::sigaltstack(&raw const on, &raw mut before.stack);
+        for (signal, old) in SIGNALS.into_iter().zip(&mut before.actions) {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = entry as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
-            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+            libc::sigaction(signal, &raw const action, old);
         }
+        Ok((stack, before))
     }
-    Ok(stack)
 }
 
 /// The code under test may have set AC, NT and ID, which the kernel hands on

@@ -81,7 +81,7 @@ pub(super) fn difference(
     memory: Option<(u64, u8, u8)>,
 ) -> String {
     let mut text = String::new();
-    let bits = if mode == Mode::Long { 64 } else { 32 };
+    let bits = mode.bits();
     let mut decoder = Decoder::with_ip(bits, &case.code, case.registers.rip, DecoderOptions::NONE);
     let mut formatter = IntelFormatter::new();
     while decoder.can_decode() {

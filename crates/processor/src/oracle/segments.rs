@@ -4,7 +4,8 @@
 //! The guest's descriptor table has Linux's user segments where Linux has
 //! them. Beyond those the tests name selectors that fail the same way whatever
 //! the host's kernel keeps there: privileged, of the wrong kind, beyond the
-//! limit, in the local table (Linux has none).
+//! limit, in the local table (there only
+//! the 16-bit segments of the tests have entries).
 
 use super::operands::Plan;
 use super::random::Random;
