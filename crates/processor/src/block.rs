@@ -139,12 +139,14 @@ impl Vp {
         let rip = self.state.rip;
         let mode = self.mode_key;
         let entry = &self.blocks.quick[Blocks::quick_index(rip)];
-        if entry.rip == rip && entry.generation == self.mmu.generation && entry.mode == mode {
-            if let Some(block) = &entry.block {
-                if self.is_current(block) && (mode & 2 != 0 || self.within_limit(block)) {
-                    return Some(block.clone());
-                }
-            }
+        if entry.rip == rip
+            && entry.generation == self.mmu.generation
+            && entry.mode == mode
+            && let Some(block) = &entry.block
+            && self.is_current(block)
+            && (mode & 2 != 0 || self.within_limit(block))
+        {
+            return Some(block.clone());
         }
         self.find_block(rip, mode)
     }

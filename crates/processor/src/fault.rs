@@ -4,47 +4,47 @@
 ///
 /// Zero-sized, so that the `Result` of a handler is one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stop;
+pub(crate) struct Stop;
 
 /// What a handler returns.
-pub type Step = Result<(), Stop>;
+pub(crate) type Step = Result<(), Stop>;
 
 /// Exception vectors.
-pub mod vector {
+pub(crate) mod vector {
     /// #DE, divide error.
-    pub const DE: u8 = 0;
+    pub(crate) const DE: u8 = 0;
     /// #DB, debug.
-    pub const DB: u8 = 1;
+    pub(crate) const DB: u8 = 1;
     /// NMI.
-    pub const NMI: u8 = 2;
+    pub(crate) const NMI: u8 = 2;
     /// #BP, breakpoint.
-    pub const BP: u8 = 3;
+    pub(crate) const BP: u8 = 3;
     /// #OF, overflow.
-    pub const OF: u8 = 4;
+    pub(crate) const OF: u8 = 4;
     /// #BR, bound range.
-    pub const BR: u8 = 5;
+    pub(crate) const BR: u8 = 5;
     /// #UD, invalid opcode.
-    pub const UD: u8 = 6;
+    pub(crate) const UD: u8 = 6;
     /// #NM, device not available.
-    pub const NM: u8 = 7;
+    pub(crate) const NM: u8 = 7;
     /// #DF, double fault.
-    pub const DF: u8 = 8;
+    pub(crate) const DF: u8 = 8;
     /// #TS, invalid TSS.
-    pub const TS: u8 = 10;
+    pub(crate) const TS: u8 = 10;
     /// #NP, segment not present.
-    pub const NP: u8 = 11;
+    pub(crate) const NP: u8 = 11;
     /// #SS, stack fault.
-    pub const SS: u8 = 12;
+    pub(crate) const SS: u8 = 12;
     /// #GP, general protection.
-    pub const GP: u8 = 13;
+    pub(crate) const GP: u8 = 13;
     /// #PF, page fault.
-    pub const PF: u8 = 14;
+    pub(crate) const PF: u8 = 14;
     /// #MF, x87 error.
-    pub const MF: u8 = 16;
+    pub(crate) const MF: u8 = 16;
     /// #AC, alignment check.
-    pub const AC: u8 = 17;
+    pub(crate) const AC: u8 = 17;
     /// #XM, SIMD floating-point error.
-    pub const XM: u8 = 19;
+    pub(crate) const XM: u8 = 19;
 }
 
 /// Marks [`Fault::non_canonical`] in the otherwise unused address of a #GP.
@@ -52,23 +52,23 @@ const NON_CANONICAL: u64 = 1;
 
 /// An exception to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// The vector.
-    pub vector: u8,
+    pub(crate) vector: u8,
     /// The error code; ignored for vectors that push none.
-    pub error: u32,
+    pub(crate) error: u32,
     /// CR2, for #PF.
-    pub address: u64,
+    pub(crate) address: u64,
     /// DR6 bits to set, for #DB.
-    pub dr6: u64,
+    pub(crate) dr6: u64,
     /// RIP stays behind the instruction (a trap: single step, data
     /// breakpoint, task-switch trap).
-    pub trap: bool,
+    pub(crate) trap: bool,
 }
 
 impl Fault {
     /// A fault with an error code (0 where there is none).
-    pub const fn new(vector: u8, error: u32) -> Self {
+    pub(crate) const fn new(vector: u8, error: u32) -> Self {
         Self {
             vector,
             error,
@@ -80,7 +80,7 @@ impl Fault {
 
     /// #GP(0) for a non-canonical address; becomes #SS(0) where the access
     /// turns out to be one of the stack.
-    pub const fn non_canonical() -> Self {
+    pub(crate) const fn non_canonical() -> Self {
         Self {
             vector: vector::GP,
             error: 0,
@@ -91,12 +91,12 @@ impl Fault {
     }
 
     /// Made by [`Fault::non_canonical`].
-    pub fn is_non_canonical(&self) -> bool {
+    pub(crate) fn is_non_canonical(&self) -> bool {
         self.vector == vector::GP && self.address == NON_CANONICAL
     }
 
     /// #PF.
-    pub const fn page(address: u64, error: u32) -> Self {
+    pub(crate) const fn page(address: u64, error: u32) -> Self {
         Self {
             vector: vector::PF,
             error,
@@ -215,10 +215,6 @@ pub(crate) enum StopReason {
     Exit(Exit),
     /// The instruction has retired, and HLT waits.
     Halted,
-    /// The instruction has retired, but the block it stands in may no longer
-    /// be what memory holds, or the mode has changed: look up anew. RIP is
-    /// the next instruction's.
-    EndBlock,
     /// A repeated string instruction gives way between two iterations: RIP
     /// stays at the instruction.
     Yield,

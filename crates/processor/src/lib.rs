@@ -32,6 +32,7 @@ mod native;
 mod op;
 #[cfg(test)]
 mod oracle;
+mod outside;
 mod space;
 mod state;
 mod vp;
@@ -39,6 +40,7 @@ mod vp;
 pub use fault::{Completion, Exit};
 pub use flags::ArithFlags;
 pub use host::{copy_from_shared, copy_to_shared, tsc};
+pub use outside::{TranslateFailure, TranslateRequest};
 pub use space::{CodeMap, GuestSpace, HostPage};
 pub use state::{Fpu, Msrs, Segment, State, Table, cr, reg, rflags, seg};
-pub use vp::{Config, Event, Requests, TranslateFailure, TranslateRequest, Vp};
+pub use vp::{Config, Event, Requests, Vp};

@@ -53,10 +53,6 @@ word!(u16, 2, host::load16, host::store16);
 word!(u32, 4, host::load32, host::store32);
 word!(u64, 8, host::load64, host::store64);
 
-/// The largest operand of one instruction that is moved as bytes: an XSAVE
-/// area with room to spare.
-pub(crate) const MAX_BYTES: usize = 4096;
-
 impl Vp {
     /// Loads at a linear address with the rights of the running code.
     #[inline(always)]
@@ -135,7 +131,7 @@ impl Vp {
         self.write_pieces(linear, &value.to_le_bytes()[..size.min(8) as usize], rights)
     }
 
-    /// Loads up to [`MAX_BYTES`] with the rights of the running code.
+    /// Loads up to a page with the rights of the running code.
     pub(crate) fn load_bytes(&mut self, linear: u64, bytes: &mut [u8]) -> Step {
         if let Some(at) = self.mmu.lookup_read(linear, (bytes.len() as u64).min(4096)) {
             host::copy_from(at, bytes);
@@ -146,7 +142,7 @@ impl Vp {
         self.read_pieces(linear, bytes, rights)
     }
 
-    /// Stores up to [`MAX_BYTES`] with the rights of the running code: all or
+    /// Stores up to a page with the rights of the running code: all or
     /// none, unless a piece is memory-mapped I/O.
     pub(crate) fn store_bytes(&mut self, linear: u64, bytes: &[u8]) -> Step {
         if let Some((at, page)) = self

@@ -1,7 +1,7 @@
 //! A virtual processor: state, memory management, block cache, run loop.
 
 use crate::block::{Block, Blocks};
-use crate::fault::{Completion, Exit, Fault, Step, Stop, StopReason, vector};
+use crate::fault::{Completion, Exit, Fault, Stop, StopReason, vector};
 use crate::mmu::Mmu;
 use crate::native::Native;
 use crate::op::Op;
@@ -327,13 +327,6 @@ impl Vp {
         self.raise(Fault::new(vector::UD, 0))
     }
 
-    /// Ends the block after this instruction.
-    #[inline]
-    pub(crate) fn end_block(&mut self) -> Step {
-        self.stop = StopReason::EndBlock;
-        Err(Stop)
-    }
-
     /// Asks the outside: the answer, once it is there. The first time the
     /// instruction stops here, and is executed again when the answer has come.
     pub(crate) fn answer(&mut self, exit: Exit) -> Result<u64, Stop> {
@@ -495,14 +488,14 @@ impl Vp {
             return Some(Exit::InterruptWindow);
         }
         let suppressed = attention::RESUME | attention::STACK_SHADOW;
-        if before & (attention::BREAKPOINTS | suppressed) == attention::BREAKPOINTS {
-            if let Some(dr6) = self.code_breakpoint_hit() {
-                let fault = Fault {
-                    dr6,
-                    ..Fault::new(vector::DB, 0)
-                };
-                return self.deliver_fault(fault);
-            }
+        if before & (attention::BREAKPOINTS | suppressed) == attention::BREAKPOINTS
+            && let Some(dr6) = self.code_breakpoint_hit()
+        {
+            let fault = Fault {
+                dr6,
+                ..Fault::new(vector::DB, 0)
+            };
+            return self.deliver_fault(fault);
         }
         let stepwise =
             attention::SHADOW | attention::SINGLE_STEP | attention::BREAKPOINTS | attention::RESUME;
@@ -568,9 +561,8 @@ impl Vp {
         self.state.gpr[reg::BLOCK_RIP] = start;
         self.faulted = false;
         let count = block.ops.len().min(limit);
-        let Some((last, body)) = block.ops[..count].split_last() else {
-            return None;
-        };
+        // No block is empty.
+        let (last, body) = block.ops[..count].split_last()?;
         for (i, op) in body.iter().enumerate() {
             if (op.run)(self, op).is_err() {
                 self.retired += i as u64;
@@ -600,7 +592,7 @@ impl Vp {
             let _ = self.as_stack_fault(Stop);
         }
         match self.stop {
-            StopReason::EndBlock | StopReason::Halted => {
+            StopReason::Halted => {
                 if !op.is_last() {
                     self.state.rip = self.advance(start, op.end());
                 }
@@ -619,7 +611,7 @@ impl Vp {
     fn stopped(&mut self, _length: u8) -> Option<Exit> {
         self.code_written = false;
         match std::mem::replace(&mut self.stop, StopReason::None) {
-            StopReason::None | StopReason::EndBlock | StopReason::Yield => None,
+            StopReason::None | StopReason::Yield => None,
             StopReason::Fault(fault) => {
                 self.answers_done();
                 self.deliver_fault(fault)
@@ -639,85 +631,6 @@ impl Vp {
             rip
         } else {
             rip & 0xffff_ffff
-        }
-    }
-}
-
-/// How an address is to be translated for somebody outside.
-#[derive(Clone, Copy, Debug)]
-pub struct TranslateRequest {
-    /// The access writes.
-    pub write: bool,
-    /// The access fetches.
-    pub execute: bool,
-    /// Check as CPL 3.
-    pub user: bool,
-    /// Check no rights.
-    pub exempt: bool,
-    /// Set accessed and dirty bits.
-    pub mark: bool,
-}
-
-/// Why an address does not translate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TranslateFailure {
-    /// No present entry.
-    NotPresent,
-    /// The rights forbid it.
-    Protection,
-    /// Reserved bits are set.
-    Reserved,
-    /// A table lies where no memory is.
-    NoMemory,
-}
-
-impl Vp {
-    /// Writes general register `index`, 0 to 15.
-    pub fn set_general(&mut self, index: usize, value: u64) {
-        if index < 16 {
-            self.state.gpr[index] = value;
-        }
-    }
-
-    /// Writes XMM register `index`, 0 to 15.
-    pub fn set_xmm(&mut self, index: usize, value: u128) {
-        self.state.fpu.set_xmm(index, value);
-    }
-
-    /// Translates a linear address of the current address space.
-    ///
-    /// # Errors
-    ///
-    /// See [`TranslateFailure`].
-    pub fn translate(
-        &mut self,
-        linear: u64,
-        request: TranslateRequest,
-    ) -> Result<u64, TranslateFailure> {
-        use crate::mmu::{Access, Rights, WalkError};
-        let access = match request {
-            _ if request.exempt => Access::Read,
-            TranslateRequest { execute: true, .. } => Access::Execute,
-            TranslateRequest { write: true, .. } => Access::Write,
-            _ => Access::Read,
-        };
-        let rights = if request.user && !request.exempt {
-            Rights::User
-        } else {
-            Rights::SupervisorAc
-        };
-        if self.state.long_mode() && !crate::mmu::canonical(linear) {
-            return Err(TranslateFailure::NotPresent);
-        }
-        match self
-            .mmu
-            .walk(&self.state, linear, access, rights, request.mark)
-        {
-            Ok(walk) => Ok(walk.gpa),
-            Err(WalkError::NotPresent) => Err(TranslateFailure::NotPresent),
-            Err(WalkError::Protection) => Err(TranslateFailure::Protection),
-            Err(WalkError::Reserved) => Err(TranslateFailure::Reserved),
-            Err(WalkError::NoMemory) => Err(TranslateFailure::NoMemory),
         }
     }
 }

@@ -96,7 +96,7 @@ impl SystemMemory {
 
     fn word(&self, spa: u64) -> Result<&AtomicU32, BadSpa> {
         let at = self.range(spa, 4)?;
-        if spa % 4 != 0 {
+        if !spa.is_multiple_of(4) {
             return Err(BadSpa);
         }
         // SAFETY: aligned, within the mapping, which lives as long as `self`;

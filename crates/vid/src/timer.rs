@@ -61,10 +61,11 @@ impl Timers {
         };
         slot.deadline = deadline;
         let waits_itself = slot.waits_itself;
-        if let Some(deadline) = deadline {
-            if !waits_itself && queue.wake.is_none_or(|wake| deadline < wake) {
-                self.shared.changed.notify_one();
-            }
+        if let Some(deadline) = deadline
+            && !waits_itself
+            && queue.wake.is_none_or(|wake| deadline < wake)
+        {
+            self.shared.changed.notify_one();
         }
     }
 
@@ -94,10 +95,10 @@ impl Drop for Timers {
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.changed.notify_one();
-        if let Some(thread) = self.thread.take() {
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join();
-            }
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
         }
     }
 }

@@ -9,9 +9,7 @@ use hypervisor::{CrashReport, Hypervisor, RunOutcome};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tlfs::{
-    HvPartitionId, HvPendingExceptionEvent, HvRegisterName, HvRegisterValue, HvVpIndex,
-};
+use tlfs::{HvPartitionId, HvPendingExceptionEvent, HvRegisterName, HvRegisterValue, HvVpIndex};
 use winhv::{HvResult, Transport, WinHv};
 
 /// The longest sleep without looking around.

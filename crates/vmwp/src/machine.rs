@@ -356,7 +356,7 @@ fn chipset_config(config: &VmConfig, console: &SerialConsole) -> ChipsetConfig {
         com1: Some(console.port()),
         com2: None,
         legacy_pic_pit: config.test_device,
-        test_devices: config.test_device.then(|| TestDeviceConfig {
+        test_devices: config.test_device.then_some(TestDeviceConfig {
             fw_cfg: FwCfgConfig {
                 ram_size: config.memory_bytes,
                 processors,

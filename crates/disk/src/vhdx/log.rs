@@ -51,7 +51,7 @@ pub(super) fn read(file: &dyn Backing, header: &HeaderState) -> Result<Replay> {
     }
     let log = Log { file, header, length: u64::from(header.log_length) };
     let mut entries = log.find_entries()?;
-    let Some(active) = active_sequence(&mut entries) else {
+    let Some(active) = active_sequence(&mut entries, log.length) else {
         // A writer sets the GUID before its first entry is durable; nothing was changed yet.
         return Ok(Replay::default());
     };
@@ -75,7 +75,7 @@ pub(super) fn read(file: &dyn Backing, header: &HeaderState) -> Result<Replay> {
 }
 
 /// The longest-reaching sequence whose tail is still in the log (MS-VHDX 2.3.2).
-fn active_sequence(entries: &mut [Entry]) -> Option<&[Entry]> {
+fn active_sequence(entries: &mut [Entry], length: u64) -> Option<&[Entry]> {
     entries.sort_by_key(|e| e.sequence);
     // `run_start[i]`: first index of the unbroken run that entry i belongs to.
     let mut run_start: Vec<usize> = Vec::with_capacity(entries.len());
@@ -83,7 +83,7 @@ fn active_sequence(entries: &mut [Entry]) -> Option<&[Entry]> {
         entries.iter().enumerate().map(|(i, e)| (e.offset, i)).collect();
     for (i, entry) in entries.iter().enumerate() {
         let start = match i.checked_sub(1).map(|p| &entries[p]) {
-            Some(before) if follows(before, entry) => run_start[i - 1],
+            Some(before) if follows(before, entry, length) => run_start[i - 1],
             _ => i,
         };
         run_start.push(start);
@@ -99,16 +99,10 @@ fn active_sequence(entries: &mut [Entry]) -> Option<&[Entry]> {
     None
 }
 
-fn follows(before: &Entry, after: &Entry) -> bool {
-    let end = before.offset + before.length;
+/// Whether `after` comes next in the circular log of `length` bytes.
+fn follows(before: &Entry, after: &Entry, length: u64) -> bool {
     before.sequence.checked_add(1) == Some(after.sequence)
-        // The log is circular: an entry may end exactly at, or past, its end.
-        && (end == after.offset || (after.offset < before.offset && end % after_wrap(before, after) == 0))
-}
-
-/// The log length implied by an entry that wraps: the distance by which its end overshoots.
-fn after_wrap(before: &Entry, after: &Entry) -> u64 {
-    (before.offset + before.length - after.offset).max(1)
+        && (before.offset + before.length) % length == after.offset
 }
 
 struct Log<'a> {

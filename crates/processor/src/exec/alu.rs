@@ -131,12 +131,12 @@ fn to_memory<O: Binary, T: Number>(vp: &mut Vp, op: &Op, b: T) -> Step {
         return Ok(());
     }
     let linear = vp.linear(op, T::SIZE, Access::Write)?;
-    if op.prefix & prefix::LOCK != 0 {
-        if let Some((at, page)) = vp.modify(linear, T::SIZE)? {
-            O::locked(at, b.widen(), T::SIZE, &mut vp.state.arith);
-            vp.wrote(page);
-            return Ok(());
-        }
+    if op.prefix & prefix::LOCK != 0
+        && let Some((at, page)) = vp.modify(linear, T::SIZE)?
+    {
+        O::locked(at, b.widen(), T::SIZE, &mut vp.state.arith);
+        vp.wrote(page);
+        return Ok(());
     }
     update(vp, linear, |a: T, flags| a.binary::<O>(b, flags))
 }
@@ -203,12 +203,12 @@ fn unary_register<O: Unary, T: Number>(vp: &mut Vp, op: &Op) -> Step {
 
 fn unary_memory<O: Unary, T: Number>(vp: &mut Vp, op: &Op) -> Result<(), Stop> {
     let linear = vp.linear(op, T::SIZE, Access::Write)?;
-    if op.prefix & prefix::LOCK != 0 {
-        if let Some((at, page)) = vp.modify(linear, T::SIZE)? {
-            O::locked(at, T::SIZE, &mut vp.state.arith);
-            vp.wrote(page);
-            return Ok(());
-        }
+    if op.prefix & prefix::LOCK != 0
+        && let Some((at, page)) = vp.modify(linear, T::SIZE)?
+    {
+        O::locked(at, T::SIZE, &mut vp.state.arith);
+        vp.wrote(page);
+        return Ok(());
     }
     update(vp, linear, |a: T, flags| a.unary::<O>(flags))
 }

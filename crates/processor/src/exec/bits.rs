@@ -126,10 +126,10 @@ fn bit_at(vp: &mut Vp, op: &Op, linear: u64, index: u64) -> Step {
         apply(0, value, index, &mut vp.state.arith);
         return Ok(());
     }
-    if op.prefix & prefix::LOCK != 0 {
-        if let Some((at, page)) = vp.modify(linear, u64::from(op.size))? {
-            return locked_bit(vp, op, at, page, index);
-        }
+    if op.prefix & prefix::LOCK != 0
+        && let Some((at, page)) = vp.modify(linear, u64::from(op.size))?
+    {
+        return locked_bit(vp, op, at, page, index);
     }
     let kind = op.aux;
     match op.size {

@@ -132,11 +132,14 @@ fn das(vp: &mut Vp, _op: &Op) -> Step {
 
 fn bound(vp: &mut Vp, op: &Op) -> Step {
     let size = u64::from(op.size);
-    let linear = vp.linear(op, 2 * size, Access::Read)?;
+    let linear = vp.linear(op, size, Access::Read)?;
     let shift = 64 - 8 * u32::from(op.size);
     let signed = |value: u64| ((value << shift) as i64) >> shift;
     let low = signed(vp.load_sized(linear, op.size)?);
-    let high = signed(vp.load_sized(linear.wrapping_add(size), op.size)?);
+    // Two operands, each checked on its own.
+    let upper = vp.effective(op).wrapping_add(size);
+    let linear = vp.segment_linear(usize::from(op.segment), upper, size, Access::Read)?;
+    let high = signed(vp.load_sized(linear, op.size)?);
     let index = signed(vp.gpr(op.size, op.dst));
     if index < low || index > high {
         return Err(vp.raise(Fault::new(vector::BR, 0)));

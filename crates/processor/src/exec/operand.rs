@@ -195,10 +195,10 @@ impl Vp {
     /// Turns the #GP(0) of a non-canonical address into #SS(0), for implicit
     /// stack accesses.
     pub(crate) fn as_stack_fault(&mut self, stop: Stop) -> Stop {
-        if let StopReason::Fault(fault) = &mut self.stop {
-            if fault.is_non_canonical() {
-                fault.vector = vector::SS;
-            }
+        if let StopReason::Fault(fault) = &mut self.stop
+            && fault.is_non_canonical()
+        {
+            fault.vector = vector::SS;
         }
         stop
     }

@@ -116,7 +116,11 @@ impl Channels {
 
     fn insert(&mut self, params: OfferParams) -> Result<OfferId, OfferError> {
         let key = params.key();
-        if self.by_offer.values().any(|channel| !channel.revoked && channel.params.key() == key) {
+        if self
+            .by_offer
+            .values()
+            .any(|channel| !channel.revoked && channel.params.key() == key)
+        {
             return Err(OfferError::Duplicate);
         }
         if self.by_offer.len() >= usize::from(MAX_CHANNELS) - 1 {
@@ -172,7 +176,13 @@ impl Channels {
             .map(|(offer, channel)| {
                 let params = &channel.params;
                 let subchannel = params.subchannel_index;
-                (params.interface_id, params.order, params.instance_id, subchannel, *offer)
+                (
+                    params.interface_id,
+                    params.order,
+                    params.instance_id,
+                    subchannel,
+                    *offer,
+                )
             })
             .collect();
         pending.sort_unstable();
@@ -203,7 +213,11 @@ impl Server {
 
     /// Sends offers that the guest has not heard of, if it has asked for any.
     fn send_new_offers(&mut self, effects: &mut Vec<Effect>) {
-        if self.connection.info().is_some_and(|info| info.offers_requested) {
+        if self
+            .connection
+            .info()
+            .is_some_and(|info| info.offers_requested)
+        {
             self.send_offers(effects);
         }
     }
@@ -211,8 +225,12 @@ impl Server {
     pub(super) fn send_offers(&mut self, effects: &mut Vec<Effect>) {
         for offer in self.channels.pending_offers() {
             // There are no more channels than ids.
-            let Some(id) = self.channels.assign_id(offer) else { continue };
-            let Some(channel) = self.channels.get_mut(offer) else { continue };
+            let Some(id) = self.channels.assign_id(offer) else {
+                continue;
+            };
+            let Some(channel) = self.channels.get_mut(offer) else {
+                continue;
+            };
             channel.offered = true;
             let message = offer_message(&channel.params, id);
             self.send(&message, effects);
@@ -221,13 +239,25 @@ impl Server {
 
     /// A channel that the guest knows.
     pub(super) fn guest_channel(&self, channel_id: u32) -> Result<OfferId, Violation> {
-        let offer = self.channels.by_id(channel_id).ok_or(Violation::NoChannel(channel_id))?;
-        let known = self.channels.get(offer).is_some_and(|channel| channel.offered);
-        if known { Ok(offer) } else { Err(Violation::NoChannel(channel_id)) }
+        let offer = self
+            .channels
+            .by_id(channel_id)
+            .ok_or(Violation::NoChannel(channel_id))?;
+        let known = self
+            .channels
+            .get(offer)
+            .is_some_and(|channel| channel.offered);
+        if known {
+            Ok(offer)
+        } else {
+            Err(Violation::NoChannel(channel_id))
+        }
     }
 
     pub(super) fn revoke(&mut self, offer: OfferId, effects: &mut Vec<Effect>) {
-        let Some(channel) = self.channels.get(offer) else { return };
+        let Some(channel) = self.channels.get(offer) else {
+            return;
+        };
         let (interface, instance, subchannel) = channel.params.key();
         if subchannel == 0 {
             let belongs = |channel: &super::channel::Channel| {
@@ -244,7 +274,9 @@ impl Server {
     }
 
     fn revoke_one(&mut self, offer: OfferId, effects: &mut Vec<Effect>) {
-        let Some(channel) = self.channels.get_mut(offer) else { return };
+        let Some(channel) = self.channels.get_mut(offer) else {
+            return;
+        };
         if channel.revoked {
             return;
         }
@@ -260,7 +292,14 @@ impl Server {
             let channel_id = u32::from(id);
             if let Some(open_id) = waiting {
                 let status = ntstatus::UNSUCCESSFUL;
-                self.send(&OpenChannelResult { channel_id, open_id, status }, effects);
+                self.send(
+                    &OpenChannelResult {
+                        channel_id,
+                        open_id,
+                        status,
+                    },
+                    effects,
+                );
             }
             self.send(&RescindChannelOffer { channel_id }, effects);
         }
@@ -270,7 +309,9 @@ impl Server {
     /// Removes a channel that nobody has a use for any more: revoked, closed
     /// and unknown to the guest.
     pub(super) fn remove_if_gone(&mut self, offer: OfferId, effects: &mut Vec<Effect>) {
-        let Some(channel) = self.channels.get(offer) else { return };
+        let Some(channel) = self.channels.get(offer) else {
+            return;
+        };
         if channel.offered || !channel.state.is_closed() {
             return;
         }
@@ -306,7 +347,9 @@ impl Server {
         keep_reserved: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(channel) = self.channels.get_mut(offer) else { return };
+        let Some(channel) = self.channels.get_mut(offer) else {
+            return;
+        };
         channel.offered = false;
         channel.released = false;
         if !(keep_reserved && channel.state.is_reserved_open()) {

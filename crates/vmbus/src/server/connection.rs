@@ -92,12 +92,16 @@ impl Server {
 
     /// Goes on where a disconnect waited for the devices.
     pub(super) fn finish_disconnect(&mut self, effects: &mut Vec<Effect>) {
-        let Connection::Disconnecting(next) = self.connection else { return };
+        let Connection::Disconnecting(next) = self.connection else {
+            return;
+        };
         let keep_reserved = matches!(next, Next::Unloaded(..));
         let busy = |reserved: bool, closed: bool| !closed && !(reserved && keep_reserved);
-        if self.channels.iter().any(|(_, channel)| {
-            busy(channel.state.is_reserved_open(), channel.state.is_closed())
-        }) {
+        if self
+            .channels
+            .iter()
+            .any(|(_, channel)| busy(channel.state.is_reserved_open(), channel.state.is_closed()))
+        {
             return;
         }
         self.connection = Connection::Disconnected;
@@ -138,8 +142,18 @@ impl Server {
         } else {
             ConnectionState::FAILED_UNKNOWN_FAILURE
         };
-        self.send(&ModifyConnectionResponse { connection_state, padding: [0; 3] }, effects);
-        if good { Ok(()) } else { Err(Violation::MonitorPages) }
+        self.send(
+            &ModifyConnectionResponse {
+                connection_state,
+                padding: [0; 3],
+            },
+            effects,
+        );
+        if good {
+            Ok(())
+        } else {
+            Err(Violation::MonitorPages)
+        }
     }
 
     pub(super) fn pause(&mut self, effects: &mut Vec<Effect>) -> Result<(), Violation> {

@@ -40,17 +40,29 @@ impl Server {
         let request = self.judge_contact(connection_id, &contact);
         self.disconnect(Next::Contact(request), effects);
         let monitors = monitor_pages_match(&contact);
-        if monitors { Ok(()) } else { Err(Violation::MonitorPages) }
+        if monitors {
+            Ok(())
+        } else {
+            Err(Violation::MonitorPages)
+        }
     }
 
     fn judge_contact(&self, connection_id: u32, contact: &InitiateContact) -> ContactRequest {
         let version = Version(contact.version_requested);
         let field = contact.interrupt_page_or_target_info;
         let info = TargetInfo::from_field(field);
-        let wanted_vp = if version >= Version::WIN8_1 { contact.target_message_vp } else { 0 };
-        let by_target = version >= Version::WIN10_RS3_1
-            && connection_id == MULTICLIENT_MESSAGE_CONNECTION_ID;
-        let vtl = if by_target && version >= Version::WIN10_RS4 { info.vtl } else { 0 };
+        let wanted_vp = if version >= Version::WIN8_1 {
+            contact.target_message_vp
+        } else {
+            0
+        };
+        let by_target =
+            version >= Version::WIN10_RS3_1 && connection_id == MULTICLIENT_MESSAGE_CONNECTION_ID;
+        let vtl = if by_target && version >= Version::WIN10_RS4 {
+            info.vtl
+        } else {
+            0
+        };
         let wanted_sint = if by_target { info.sint } else { VMBUS_SINT };
         let (vp_exists, sint_exists) = (
             wanted_vp < self.config.processors,
@@ -79,7 +91,13 @@ impl Server {
     }
 
     pub(super) fn answer_contact(&mut self, request: &ContactRequest, effects: &mut Vec<Effect>) {
-        let &ContactRequest { version, features, vp, sint, outcome } = request;
+        let &ContactRequest {
+            version,
+            features,
+            vp,
+            sint,
+            outcome,
+        } = request;
         let connection_state = match outcome {
             Outcome::Failed => ConnectionState::FAILED_UNKNOWN_FAILURE,
             _ => ConnectionState::SUCCESSFUL,
@@ -97,14 +115,23 @@ impl Server {
         };
         let message = if outcome == Outcome::Connected && version >= Version::COPPER {
             let supported_features = features.bits();
-            ControlMessage::new(&VersionResponse2 { version_response, supported_features })
+            ControlMessage::new(&VersionResponse2 {
+                version_response,
+                supported_features,
+            })
         } else {
             ControlMessage::new(&version_response)
         };
         if outcome == Outcome::Connected {
             let (offers_requested, paused) = (false, false);
-            self.connection =
-                Connection::Connected(Info { version, features, vp, sint, offers_requested, paused });
+            self.connection = Connection::Connected(Info {
+                version,
+                features,
+                vp,
+                sint,
+                offers_requested,
+                paused,
+            });
         }
         effects.push(Effect::Send { vp, sint, message });
     }

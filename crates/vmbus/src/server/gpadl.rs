@@ -50,7 +50,12 @@ impl Server {
         data: &[u8],
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
-        let &GpadlHeader { channel_id, gpadl_id, len, count } = header;
+        let &GpadlHeader {
+            channel_id,
+            gpadl_id,
+            len,
+            count,
+        } = header;
         let refused = Violation::Gpadl(gpadl_id);
         let entry = self.begin_gpadl(header);
         let Some(entry) = entry else {
@@ -142,8 +147,19 @@ impl Server {
         created: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let status = if created { ntstatus::SUCCESS } else { ntstatus::UNSUCCESSFUL };
-        self.send(&GpadlCreated { channel_id, gpadl_id, status }, effects);
+        let status = if created {
+            ntstatus::SUCCESS
+        } else {
+            ntstatus::UNSUCCESSFUL
+        };
+        self.send(
+            &GpadlCreated {
+                channel_id,
+                gpadl_id,
+                status,
+            },
+            effects,
+        );
     }
 
     pub(super) fn gpadl_teardown(
@@ -151,7 +167,10 @@ impl Server {
         message: &GpadlTeardown,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
-        let &GpadlTeardown { channel_id, gpadl_id } = message;
+        let &GpadlTeardown {
+            channel_id,
+            gpadl_id,
+        } = message;
         let offer = self.guest_channel(channel_id).ok();
         let gpadl = offer
             .and_then(|offer| self.channels.get_mut(offer))
@@ -186,15 +205,23 @@ impl Server {
 
     /// Tells the guest of GPADLs that nobody uses any more.
     pub(super) fn send_torndown(&mut self, offer: OfferId, effects: &mut Vec<Effect>) {
-        let Some(channel) = self.channels.get_mut(offer) else { return };
-        let ring = channel.state.ring();
-        let done = |id: &u32, gpadl: &Gpadl| {
-            gpadl.tearing_down && gpadl.released && ring != Some(*id)
+        let Some(channel) = self.channels.get_mut(offer) else {
+            return;
         };
-        let gone: Vec<u32> =
-            channel.gpadls.iter().filter(|(id, gpadl)| done(id, gpadl)).map(|(id, _)| *id).collect();
+        let ring = channel.state.ring();
+        let done =
+            |id: &u32, gpadl: &Gpadl| gpadl.tearing_down && gpadl.released && ring != Some(*id);
+        let gone: Vec<u32> = channel
+            .gpadls
+            .iter()
+            .filter(|(id, gpadl)| done(id, gpadl))
+            .map(|(id, _)| *id)
+            .collect();
         for gpadl_id in gone {
-            let removed = self.channels.get_mut(offer).and_then(|c| c.gpadls.remove(&gpadl_id));
+            let removed = self
+                .channels
+                .get_mut(offer)
+                .and_then(|c| c.gpadls.remove(&gpadl_id));
             self.gpadl_bytes -= removed.map_or(0, |gpadl| gpadl.bytes);
             self.send(&GpadlTorndown { gpadl_id }, effects);
         }
@@ -202,8 +229,13 @@ impl Server {
 
     /// Forgets all GPADLs of a channel whose guest side is gone.
     pub(super) fn drop_gpadls(&mut self, offer: OfferId) {
-        let Some(channel) = self.channels.get_mut(offer) else { return };
-        debug_assert!(matches!(channel.state, State::Closed), "its rings are still in use");
+        let Some(channel) = self.channels.get_mut(offer) else {
+            return;
+        };
+        debug_assert!(
+            matches!(channel.state, State::Closed),
+            "its rings are still in use"
+        );
         let gpadls = std::mem::take(&mut channel.gpadls);
         self.gpadl_bytes -= gpadls.values().map(|gpadl| gpadl.bytes).sum::<usize>();
     }
@@ -221,7 +253,9 @@ impl Server {
     }
 
     fn drop_in_progress_of(&mut self, gpadl_id: u32, offer: Option<OfferId>) {
-        let Some(entry) = self.in_progress.get(&gpadl_id) else { return };
+        let Some(entry) = self.in_progress.get(&gpadl_id) else {
+            return;
+        };
         if Some(entry.offer) == offer {
             self.gpadl_bytes -= entry.length;
             self.in_progress.remove(&gpadl_id);

@@ -43,7 +43,11 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// All versions, no sockets.
     pub fn new(processors: u32) -> Self {
-        Self { processors, max_version: Version::COPPER, sockets: false }
+        Self {
+            processors,
+            max_version: Version::COPPER,
+            sockets: false,
+        }
     }
 }
 
@@ -85,7 +89,10 @@ impl OfferParams {
 
     /// A subchannel of the same device.
     pub fn subchannel(&self, index: u16) -> Self {
-        Self { subchannel_index: index, ..self.clone() }
+        Self {
+            subchannel_index: index,
+            ..self.clone()
+        }
     }
 
     fn key(&self) -> (Guid, Guid, u16) {
@@ -314,18 +321,29 @@ impl Server {
     /// [`Violation`], for the record: the effects are complete all the same.
     pub fn handle(&mut self, input: Input<'_>, effects: &mut Vec<Effect>) -> Result<(), Violation> {
         match input {
-            Input::Message { connection_id, bytes } => {
+            Input::Message {
+                connection_id,
+                bytes,
+            } => {
                 return self.message(connection_id, bytes, effects);
             }
             Input::Revoke(offer) => self.revoke(offer, effects),
-            Input::OpenDone { offer, sequence, opened } => {
+            Input::OpenDone {
+                offer,
+                sequence,
+                opened,
+            } => {
                 self.open_done(offer, sequence, opened, effects);
             }
             Input::CloseDone { offer, sequence } => self.close_done(offer, sequence, effects),
             Input::GpadlReleased { offer, gpadl_id } => {
                 self.gpadl_released(offer, gpadl_id, effects);
             }
-            Input::TlConnectDone { endpoint_id, service_id, status } => {
+            Input::TlConnectDone {
+                endpoint_id,
+                service_id,
+                status,
+            } => {
                 self.tl_connect_done(endpoint_id, service_id, status, effects);
             }
         }
@@ -340,12 +358,18 @@ impl Server {
 
     /// The version and features in force.
     pub fn version(&self) -> Option<(Version, FeatureFlags)> {
-        self.connection.info().map(|info| (info.version, info.features))
+        self.connection
+            .info()
+            .map(|info| (info.version, info.features))
     }
 
     /// How much the server keeps.
     pub fn usage(&self) -> ServerUsage {
-        let complete: usize = self.channels.iter().map(|(_, channel)| channel.gpadls.len()).sum();
+        let complete: usize = self
+            .channels
+            .iter()
+            .map(|(_, channel)| channel.gpadls.len())
+            .sum();
         ServerUsage {
             channels: self.channels.len(),
             gpadls: complete + self.in_progress.len(),
@@ -375,8 +399,13 @@ impl Server {
             }
             _ => {}
         }
-        let info = self.connection.info().ok_or(Violation::NotConnected(kind))?;
-        let allowed = kind.minimum_version().is_some_and(|minimum| minimum <= info.version)
+        let info = self
+            .connection
+            .info()
+            .ok_or(Violation::NotConnected(kind))?;
+        let allowed = kind
+            .minimum_version()
+            .is_some_and(|minimum| minimum <= info.version)
             && info.has_feature_for(kind);
         if !allowed {
             return Err(Violation::Unexpected(kind));
@@ -425,7 +454,11 @@ impl Server {
         let message = ControlMessage::new(body);
         match self.connection.info() {
             Some(info) if info.paused => self.held.push(message),
-            Some(info) => effects.push(Effect::Send { vp: info.vp, sint: info.sint, message }),
+            Some(info) => effects.push(Effect::Send {
+                vp: info.vp,
+                sint: info.sint,
+                message,
+            }),
             None => {}
         }
     }
@@ -438,5 +471,7 @@ impl Server {
 
 /// A message's body.
 fn body<T: Body>(bytes: &[u8]) -> Result<T, Violation> {
-    parse_body(bytes).map(|(body, _)| body).ok_or(Violation::Short(T::TYPE))
+    parse_body(bytes)
+        .map(|(body, _)| body)
+        .ok_or(Violation::Short(T::TYPE))
 }

@@ -40,11 +40,17 @@ impl Server {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
         let offer = self.guest_channel(channel_id)?;
-        let channel = self.channels.get_mut(offer).ok_or(Violation::NoChannel(channel_id))?;
+        let channel = self
+            .channels
+            .get_mut(offer)
+            .ok_or(Violation::NoChannel(channel_id))?;
         match &mut channel.state {
             _ if channel.revoked => Err(Violation::ChannelState(channel_id)),
             State::Closed => self.start_open(offer, channel_id, request, effects),
-            State::Closing { reopen: reopen @ None, .. } => {
+            State::Closing {
+                reopen: reopen @ None,
+                ..
+            } => {
                 *reopen = Some(Box::new(request));
                 Ok(())
             }
@@ -65,9 +71,14 @@ impl Server {
         if target_vp.is_some_and(|vp| vp >= self.config.processors) {
             return Err(Violation::Target(channel_id));
         }
-        let ring = self.ring_pages(offer, &request).ok_or(Violation::Ring(channel_id))?;
+        let ring = self
+            .ring_pages(offer, &request)
+            .ok_or(Violation::Ring(channel_id))?;
         let sequence = self.next_sequence();
-        let channel = self.channels.get_mut(offer).ok_or(Violation::NoChannel(channel_id))?;
+        let channel = self
+            .channels
+            .get_mut(offer)
+            .ok_or(Violation::NoChannel(channel_id))?;
         let id = channel.id.ok_or(Violation::NoChannel(channel_id))?;
         channel.state = State::Opening(Opened {
             sequence,
@@ -93,7 +104,9 @@ impl Server {
     /// The pages of a ring, if the GPADL and its division make two rings.
     fn ring_pages(&self, offer: OfferId, request: &Request) -> Option<Arc<[GpaRange]>> {
         let gpadl = self.channels.get(offer)?.gpadls.get(&request.gpadl_id)?;
-        let [range] = &gpadl.ranges[..] else { return None };
+        let [range] = &gpadl.ranges[..] else {
+            return None;
+        };
         let pages = range.pfns.len();
         let whole = range.byte_offset == 0 && !gpadl.tearing_down;
         let upstream = request.downstream_page as usize;
@@ -109,8 +122,19 @@ impl Server {
         opened: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let status = if opened { ntstatus::SUCCESS } else { ntstatus::UNSUCCESSFUL };
-        self.send(&OpenChannelResult { channel_id, open_id, status }, effects);
+        let status = if opened {
+            ntstatus::SUCCESS
+        } else {
+            ntstatus::UNSUCCESSFUL
+        };
+        self.send(
+            &OpenChannelResult {
+                channel_id,
+                open_id,
+                status,
+            },
+            effects,
+        );
     }
 
     pub(super) fn open_done(
@@ -120,13 +144,21 @@ impl Server {
         success: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(channel) = self.channels.get_mut(offer) else { return };
+        let Some(channel) = self.channels.get_mut(offer) else {
+            return;
+        };
         // An answer to a request that was taken back since means nothing.
-        let State::Opening(opened) = channel.state else { return };
+        let State::Opening(opened) = channel.state else {
+            return;
+        };
         if opened.sequence != sequence {
             return;
         }
-        channel.state = if success { State::Open(opened) } else { State::Closed };
+        channel.state = if success {
+            State::Open(opened)
+        } else {
+            State::Closed
+        };
         let channel_id = channel.id.map_or(0, u32::from);
         if !opened.reserved {
             self.send_open_result(channel_id, opened.open_id, success, effects);
@@ -150,7 +182,10 @@ impl Server {
                 Ok(())
             }
             // The guest has changed its mind about opening it again.
-            State::Closing { reopen: reopen @ Some(_), .. } => {
+            State::Closing {
+                reopen: reopen @ Some(_),
+                ..
+            } => {
                 *reopen = None;
                 Ok(())
             }
@@ -169,21 +204,41 @@ impl Server {
         effects: &mut Vec<Effect>,
     ) {
         let next = self.next_sequence();
-        let Some(channel) = self.channels.get_mut(offer) else { return };
+        let Some(channel) = self.channels.get_mut(offer) else {
+            return;
+        };
         match &mut channel.state {
             State::Closed => {}
             State::Closing { reopen, .. } => *reopen = None,
             State::Opening(opened) | State::Open(opened) => {
                 let gpadl_id = opened.gpadl_id;
-                channel.state = State::Closing { sequence: next, gpadl_id, reopen: None, reply };
-                effects.push(Effect::Close { offer, sequence: next });
+                channel.state = State::Closing {
+                    sequence: next,
+                    gpadl_id,
+                    reopen: None,
+                    reply,
+                };
+                effects.push(Effect::Close {
+                    offer,
+                    sequence: next,
+                });
             }
         }
     }
 
     pub(super) fn close_done(&mut self, offer: OfferId, done: u64, effects: &mut Vec<Effect>) {
-        let Some(channel) = self.channels.get_mut(offer) else { return };
-        let State::Closing { sequence, reopen, reply, .. } = &mut channel.state else { return };
+        let Some(channel) = self.channels.get_mut(offer) else {
+            return;
+        };
+        let State::Closing {
+            sequence,
+            reopen,
+            reply,
+            ..
+        } = &mut channel.state
+        else {
+            return;
+        };
         if *sequence != done {
             return;
         }
@@ -196,7 +251,10 @@ impl Server {
         }
         if let Some(request) = reopen {
             let open_id = request.open_id;
-            if self.start_open(offer, channel_id, *request, effects).is_err() {
+            if self
+                .start_open(offer, channel_id, *request, effects)
+                .is_err()
+            {
                 self.send_open_result(channel_id, open_id, false, effects);
             }
         }
@@ -217,8 +275,16 @@ impl Server {
     ) -> Result<(), Violation> {
         let channel_id = message.channel_id;
         let result = self.set_target(channel_id, message.target_vp, effects);
-        if self.connection.info().is_some_and(|info| info.version >= Version::IRON) {
-            let status = if result.is_ok() { ntstatus::SUCCESS } else { ntstatus::UNSUCCESSFUL };
+        if self
+            .connection
+            .info()
+            .is_some_and(|info| info.version >= Version::IRON)
+        {
+            let status = if result.is_ok() {
+                ntstatus::SUCCESS
+            } else {
+                ntstatus::UNSUCCESSFUL
+            };
             self.send(&ModifyChannelResponse { channel_id, status }, effects);
         }
         result

@@ -40,18 +40,26 @@ impl Server {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
         let channel_id = message.channel_id;
-        let target =
-            self.reserved_target(channel_id, message.target_vp, message.target_sint)?;
+        let target = self.reserved_target(channel_id, message.target_vp, message.target_sint)?;
         // The guest may be disconnected, so being offered is no condition.
-        let offer = self.channels.by_id(channel_id).ok_or(Violation::NoChannel(channel_id))?;
-        let channel = self.channels.get_mut(offer).ok_or(Violation::NoChannel(channel_id))?;
+        let offer = self
+            .channels
+            .by_id(channel_id)
+            .ok_or(Violation::NoChannel(channel_id))?;
+        let channel = self
+            .channels
+            .get_mut(offer)
+            .ok_or(Violation::NoChannel(channel_id))?;
         match &mut channel.state {
             state if state.is_reserved_open() => {
                 self.start_close(offer, Some(target), effects);
                 Ok(())
             }
             // The device was quicker (it was revoked): answer when closed.
-            State::Closing { reply: reply @ None, .. } if channel.revoked => {
+            State::Closing {
+                reply: reply @ None,
+                ..
+            } if channel.revoked => {
                 *reply = Some(target);
                 Ok(())
             }
@@ -59,13 +67,12 @@ impl Server {
         }
     }
 
-    fn reserved_target(
-        &self,
-        channel_id: u32,
-        vp: u32,
-        sint: u32,
-    ) -> Result<(u32, u8), Violation> {
+    fn reserved_target(&self, channel_id: u32, vp: u32, sint: u32) -> Result<(u32, u8), Violation> {
         let good = vp < self.config.processors && sint < HV_SYNIC_SINT_COUNT as u32;
-        if good { Ok((vp, sint as u8)) } else { Err(Violation::Target(channel_id)) }
+        if good {
+            Ok((vp, sint as u8))
+        } else {
+            Err(Violation::Target(channel_id))
+        }
     }
 }

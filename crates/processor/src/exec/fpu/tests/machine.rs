@@ -89,7 +89,6 @@ pub(super) fn run(vp: &mut Vp, op: &Op) -> Result<(), Fault> {
         Ok(()) => Ok(()),
         Err(_) => match vp.stop {
             StopReason::Fault(fault) => Err(fault),
-            StopReason::EndBlock => Ok(()),
             other => panic!("{other:?}"),
         },
     }
