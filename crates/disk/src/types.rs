@@ -40,12 +40,21 @@ pub enum DiskKind {
 pub struct ParentInfo {
     /// Identity of the parent's contents (VHDX: its DataWriteGuid; VHD: its unique ID).
     pub linkage: Uuid,
+    /// A second identity that is accepted while a merge is under way (VHDX `parent_linkage2`).
+    pub linkage2: Option<Uuid>,
     /// Path from the folder of the child, as written in the file.
     pub relative_path: Option<String>,
     /// Absolute path, as written in the file.
     pub absolute_path: Option<String>,
     /// Where the parent was found, when it was opened.
     pub resolved: Option<PathBuf>,
+}
+
+impl ParentInfo {
+    /// Whether a parent with these contents is the one.
+    pub fn accepts(&self, data_identity: Uuid) -> bool {
+        data_identity == self.linkage || Some(data_identity) == self.linkage2
+    }
 }
 
 /// What is known of a disk without reading its contents.

@@ -6,7 +6,9 @@
 //! host's side: memory, threads and time for the hypervisor, the processor
 //! that runs a guest's instructions, and intercepts as calls of a handler.
 
+mod guest_pages;
 mod intercept;
+mod observer;
 mod partition;
 mod platform;
 mod registers;
@@ -17,8 +19,10 @@ mod timer;
 mod tsc;
 mod virtual_processor;
 
+pub use guest_pages::{GuestBuffer, GuestPages, HostPiece};
 pub use hypervisor::{BadSpa, CrashReport, RootNotification};
 pub use intercept::InterceptHandler;
+pub use observer::{HypercallObserver, ObservedCall};
 pub use partition::{BadGpa, Partition, PartitionConfig, RamRange, VidError};
 pub use system_memory::{PAGE_SIZE, SystemMemory};
 pub use virtual_processor::{VirtualProcessor, VpStop};

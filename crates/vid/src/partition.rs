@@ -1,5 +1,6 @@
 //! A child partition, from its creation to its end.
 
+use crate::observer::{HypercallObserver, observe};
 use crate::platform::{HostPlatform, VpHandle};
 use crate::software::SoftwareProcessor;
 use crate::space::ChildSpace;
@@ -11,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use tlfs::{
-    HvInterruptControl, HvMapGpaFlags, HvMessage, HvPartitionCreationFlags, HvPartitionId,
-    HvPartitionPropertyCode, HvPortInfo, HvPortType, HvVpIndex,
+    HvInterruptControl, HvInterruptType, HvMapGpaFlags, HvMessage, HvPartitionCreationFlags,
+    HvPartitionId, HvPartitionPropertyCode, HvPortInfo, HvPortType, HvVpIndex,
 };
 use winhv::{HvError, HvResult, Transport, WinHv};
 
@@ -59,12 +60,15 @@ pub enum VidError {
 pub struct BadGpa(pub u64);
 
 /// `winhv`'s way to the hypervisor when hosted: a call.
-#[derive(Clone)]
-pub(crate) struct Hosted(pub(crate) Arc<Hypervisor>);
+struct Hosted {
+    hypervisor: Arc<Hypervisor>,
+    observer: Option<HypercallObserver>,
+}
 
 impl Transport for Hosted {
     fn hypercall(&self, control: u64, input: &[u8], output: &mut [u8]) -> u64 {
-        self.0.root_hypercall(control, input, output)
+        let result = self.hypervisor.root_hypercall(control, input, output);
+        observe(self.observer.as_ref(), control, input, output, result)
     }
 }
 
@@ -89,6 +93,26 @@ impl Partition {
     ///
     /// [`VidError`] where the host or the hypervisor refuses.
     pub fn new(config: &PartitionConfig) -> Result<(Arc<Self>, Vec<VirtualProcessor>), VidError> {
+        Self::create(config, None)
+    }
+
+    /// [`Partition::new`], with an observer of every hypercall that is made
+    /// for the partition, from its creation to its deletion.
+    ///
+    /// # Errors
+    ///
+    /// As [`Partition::new`].
+    pub fn observed(
+        config: &PartitionConfig,
+        observer: HypercallObserver,
+    ) -> Result<(Arc<Self>, Vec<VirtualProcessor>), VidError> {
+        Self::create(config, Some(observer))
+    }
+
+    fn create(
+        config: &PartitionConfig,
+        observer: Option<HypercallObserver>,
+    ) -> Result<(Arc<Self>, Vec<VirtualProcessor>), VidError> {
         let ram_bytes: u64 = config.ram.iter().map(|range| range.size).sum();
         let pool = POOL_PAGES + POOL_PAGES_PER_VP * u64::from(config.processors);
         let size = ram_bytes.next_multiple_of(LARGE * PAGE_SIZE) + pool * PAGE_SIZE;
@@ -99,7 +123,10 @@ impl Partition {
         let hypervisor = Hypervisor::new(platform.clone(), hypervisor_config(&processor));
         let hypervisor = Arc::new(hypervisor);
         platform.attach(&hypervisor);
-        let winhv = WinHv::new(Hosted(hypervisor.clone()));
+        let winhv = WinHv::new(Hosted {
+            hypervisor: hypervisor.clone(),
+            observer,
+        });
         let id = winhv.create_partition(HvPartitionCreationFlags::X2APIC_CAPABLE)?;
         let mut partition = Self {
             id,
@@ -157,6 +184,11 @@ impl Partition {
         let handle = VpHandle::new(vp.requests());
         self.platform.add_vp(index, handle.clone());
         VirtualProcessor::new(self.clone(), index, SoftwareProcessor(vp), handle)
+    }
+
+    /// Who is told of hypercalls.
+    pub(crate) fn observer(&self) -> Option<&HypercallObserver> {
+        self.winhv.transport().observer.as_ref()
     }
 
     /// The partition's id.
@@ -235,6 +267,16 @@ impl Partition {
     ) -> HvResult {
         self.winhv
             .assert_virtual_interrupt(self.id, control, destination, vector)
+    }
+
+    /// Injects an NMI (HvCallAssertVirtualInterrupt with the NMI type).
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor's status: no such processor, say.
+    pub fn inject_nmi(&self, vp: HvVpIndex) -> HvResult {
+        let control = HvInterruptControl::new(HvInterruptType::NMI, false, false);
+        self.assert_interrupt(control, u64::from(vp), 0)
     }
 
     /// Makes a port of the child, and a connection of the root to it, both

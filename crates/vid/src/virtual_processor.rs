@@ -1,6 +1,7 @@
 //! A virtual processor and the thread that runs it.
 
 use crate::intercept::{self, InterceptHandler, Outcome};
+use crate::observer::{HypercallObserver, observe};
 use crate::partition::Partition;
 use crate::platform::VpHandle;
 use crate::software::SoftwareProcessor;
@@ -48,13 +49,16 @@ struct Lent<'a> {
     hypervisor: &'a Hypervisor,
     vp: (HvPartitionId, HvVpIndex),
     cpu: RefCell<&'a mut dyn Processor>,
+    observer: Option<&'a HypercallObserver>,
 }
 
 impl Transport for Lent<'_> {
     fn hypercall(&self, control: u64, input: &[u8], output: &mut [u8]) -> u64 {
         let mut cpu = self.cpu.borrow_mut();
-        self.hypervisor
-            .root_hypercall_for_vp(control, input, output, self.vp, &mut **cpu)
+        let result = self
+            .hypervisor
+            .root_hypercall_for_vp(control, input, output, self.vp, &mut **cpu);
+        observe(self.observer, control, input, output, result)
     }
 }
 
@@ -88,6 +92,7 @@ impl VirtualProcessor {
             hypervisor: &self.partition.hypervisor,
             vp: (self.partition.id, self.index),
             cpu: RefCell::new(&mut self.cpu),
+            observer: self.partition.observer(),
         })
     }
 

@@ -4,4 +4,5 @@
 mod macros;
 
 pub mod protocol;
+pub mod ring;
 pub mod server;

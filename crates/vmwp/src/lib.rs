@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod console;
+mod control;
 pub mod cpio;
 pub mod loader;
 mod machine;
@@ -10,6 +11,9 @@ mod test_device;
 
 pub use config::{Console, Image, Platform, StopRequest, VmConfig, VmError, VmExit};
 
+use std::sync::Arc;
+
+use control::{ControlPoint, ControlSocket};
 use machine::End;
 use serial::SerialConsole;
 
@@ -24,12 +28,26 @@ pub fn run(mut config: VmConfig) -> Result<VmExit, VmError> {
     let plan = config.plan(&files)?;
     let console = SerialConsole::open(ends, &config.stop)
         .map_err(|error| VmError::Vm(format!("the console cannot be opened: {error}")))?;
+    let point = ControlPoint::new(&config);
+    let stopped = Arc::downgrade(&point);
+    config.stop.on_request(move || {
+        if let Some(point) = stopped.upgrade() {
+            point.end(End::Exit(VmExit::EndedByUser));
+        }
+    });
+    let serve = |path: &std::path::PathBuf| {
+        ControlSocket::serve(path, point.clone()).map_err(|source| VmError::ControlPath {
+            path: path.clone(),
+            source,
+        })
+    };
+    let _socket = config.control.as_ref().map(serve).transpose()?;
     loop {
-        match machine::run_once(&config, &plan, &console)? {
+        match machine::run_once(&config, &plan, &console, &point)? {
             End::Exit(exit) => return Ok(exit),
             End::Failed(what) => return Err(VmError::Vm(what)),
             End::Reset if config.no_reboot => return Ok(VmExit::Reset),
-            End::Reset => {}
+            End::Reset => point.count_reset(),
         }
     }
 }

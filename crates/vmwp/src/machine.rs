@@ -16,6 +16,7 @@ use vid::{
 };
 
 use crate::config::{VmConfig, VmError, VmExit};
+use crate::control::{ControlPoint, Running};
 use crate::loader::{EntryState, LoadPlan, MemoryMap, SegmentRegister, TableRegister, layout};
 use crate::serial::SerialConsole;
 use crate::test_device;
@@ -44,7 +45,7 @@ pub(crate) struct EndSlot {
 }
 
 impl EndSlot {
-    fn set(&self, end: End) {
+    pub(crate) fn set(&self, end: End) {
         let mut slot = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         slot.get_or_insert(end);
         self.changed.notify_all();
@@ -176,6 +177,7 @@ pub(crate) fn run_once(
     config: &VmConfig,
     plan: &LoadPlan<'_>,
     console: &SerialConsole,
+    point: &ControlPoint,
 ) -> Result<End, VmError> {
     let map = MemoryMap::for_size(config.memory_bytes);
     let ram = map.ranges().iter().map(|r| RamRange {
@@ -218,16 +220,14 @@ pub(crate) fn run_once(
         }
         processor.resume().map_err(vm_error)?;
     }
-    let stop = {
-        let (end, partition) = (Arc::downgrade(&end), Arc::downgrade(&partition));
-        move || {
-            if let (Some(end), Some(partition)) = (end.upgrade(), partition.upgrade()) {
-                end.set(End::Exit(VmExit::EndedByUser));
-                partition.stop();
-            }
-        }
-    };
-    config.stop.on_request(stop);
+    point.set_running(Some(Running {
+        partition: Arc::downgrade(&partition),
+        chipset: Arc::downgrade(&devices.chipset),
+        end: Arc::downgrade(&end),
+    }));
+    if config.stop.is_requested() {
+        point.end(End::Exit(VmExit::EndedByUser));
+    }
     let end = thread::scope(|scope| {
         let devices = &devices;
         let clock = &clock;
@@ -260,6 +260,7 @@ pub(crate) fn run_once(
         }
         end
     });
+    point.set_running(None);
     console.connect(None);
     Ok(end)
 }

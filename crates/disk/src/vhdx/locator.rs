@@ -41,15 +41,6 @@ impl Locator {
         }
     }
 
-    /// Whether the parent with these contents is the one: `parent_linkage2` counts while a merge
-    /// is under way.
-    pub(super) fn links_to(&self, data_write: Uuid) -> bool {
-        ["parent_linkage", "parent_linkage2"]
-            .into_iter()
-            .filter_map(|key| self.linkage(key))
-            .any(|linkage| linkage == data_write)
-    }
-
     /// Sets one of the linkage GUIDs.
     pub(super) fn set_linkage(&mut self, key: &str, value: Option<Uuid>) {
         self.set(key, value.map(braced).as_deref());
@@ -62,6 +53,7 @@ impl Locator {
     pub(super) fn info(&self) -> ParentInfo {
         ParentInfo {
             linkage: self.linkage("parent_linkage").unwrap_or_default(),
+            linkage2: self.linkage("parent_linkage2"),
             relative_path: self.get("relative_path").map(str::to_owned),
             absolute_path: self.get("absolute_win32_path").map(str::to_owned),
             resolved: None,
@@ -162,7 +154,8 @@ mod tests {
         locator.set_linkage("parent_linkage2", Some(second));
         let back = Locator::parse(&locator.encode().expect("encode"), 0).expect("parse");
         assert_eq!(back, locator);
-        assert!(back.links_to(linkage) && back.links_to(second) && !back.links_to(Uuid::nil()));
+        let info = back.info();
+        assert!(info.accepts(linkage) && info.accepts(second) && !info.accepts(Uuid::nil()));
         assert_eq!(back.info().relative_path.as_deref(), Some(".\\dad é.vhdx"));
     }
 

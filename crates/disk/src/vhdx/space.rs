@@ -15,7 +15,7 @@ pub(super) struct Used {
 }
 
 /// The free parts between the used ones, all whole MiB, and the end of the file.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Space {
     free: BTreeMap<u64, u64>,
     end: u64,
