@@ -1,5 +1,10 @@
 //! Serial ports: 16550A registers over a byte sink, and host input that
-//! waits for room in the receive FIFO.
+//! waits for a guest that receives and for room in the receive FIFO.
+//!
+//! A driver reads and drops what it finds in the FIFO while it probes a port.
+//! Input that was there before the guest (a script on standard input, say)
+//! would lose its beginning, so it is held back until the guest enables the
+//! receive interrupt or polls the line status.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -67,6 +72,10 @@ struct State {
     input: VecDeque<u8>,
     /// The guest has not yet taken everything since the last notification.
     draining: bool,
+    /// The guest's last access was a read of the line status. Reading it
+    /// again at once is what polling for input looks like; drivers that
+    /// probe or send do something else in between.
+    status_read: bool,
 }
 
 /// One serial port.
@@ -83,6 +92,7 @@ impl SerialPort {
             uart,
             input: VecDeque::new(),
             draining: false,
+            status_read: false,
         };
         Self {
             state: Mutex::new(state),
@@ -94,29 +104,34 @@ impl SerialPort {
     /// Reads register 0 to 7.
     pub(crate) fn read(&self, register: u8) -> u8 {
         let mut state = self.lock();
+        let polls = std::mem::replace(&mut state.status_read, register == REG_LINE_STATUS);
+        let due = if polls && state.status_read {
+            state.refill()
+        } else {
+            false
+        };
         let value = state.read(register);
-        if register != REG_DATA {
-            return value;
-        }
-        let notify = state.refill();
+        let due = due || register == REG_DATA && state.receiving() && state.refill();
         drop(state);
-        self.notify(notify);
+        self.notify(due);
         value
     }
 
     /// Writes register 0 to 7.
     pub(crate) fn write(&self, register: u8, value: u8) {
         let mut state = self.lock();
+        state.status_read = false;
         if state.uart.write(register, value).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        if register != REG_MODEM_CONTROL {
+        if register == REG_DATA {
             return;
         }
-        // Input waits while the port loops back to itself.
-        let notify = state.refill();
+        // Input waits while the guest does not receive, and while the port
+        // loops back to itself.
+        let due = state.receiving() && state.refill();
         drop(state);
-        self.notify(notify);
+        self.notify(due);
     }
 
     /// Queues host input and returns how many of the bytes were taken. The
@@ -126,9 +141,9 @@ impl SerialPort {
         let count = bytes.len().min(INPUT_QUEUE - state.input.len());
         state.input.extend(&bytes[..count]);
         state.draining |= count > 0;
-        let notify = state.refill();
+        let due = state.receiving() && state.refill();
         drop(state);
-        self.notify(notify);
+        self.notify(due);
         count
     }
 
@@ -177,10 +192,14 @@ impl State {
     }
 
     fn receive_pending(&mut self) -> bool {
-        let ready = self.uart.read(REG_LINE_STATUS) & STATUS_DATA_READY != 0;
+        self.uart.read(REG_LINE_STATUS) & STATUS_DATA_READY != 0 && self.receiving()
+    }
+
+    /// The receive interrupt is enabled.
+    fn receiving(&mut self) -> bool {
         // With the divisor latch open the enable register is out of sight.
         let visible = self.uart.read(REG_LINE_CONTROL) & DIVISOR_LATCH == 0;
-        ready && visible && self.uart.read(REG_INTERRUPT_ENABLE) & RECEIVE_ENABLED != 0
+        visible && self.uart.read(REG_INTERRUPT_ENABLE) & RECEIVE_ENABLED != 0
     }
 
     /// Moves queued input into an empty FIFO; whether everything is in and
@@ -317,6 +336,7 @@ mod tests {
     #[test]
     fn input_is_bounded_and_nothing_is_dropped() {
         let Fixture { port, .. } = fixture();
+        port.write(REG_INTERRUPT_ENABLE, RECEIVE_ENABLED);
         let pasted = vec![b'x'; 2 * INPUT_QUEUE];
         let taken = port.enqueue(&pasted);
         assert_eq!(taken, INPUT_QUEUE);
@@ -332,6 +352,7 @@ mod tests {
     #[test]
     fn input_waits_out_loopback() {
         let Fixture { port, .. } = fixture();
+        port.write(REG_INTERRUPT_ENABLE, RECEIVE_ENABLED);
         port.write(REG_MODEM_CONTROL, 0x10);
         assert_eq!(port.enqueue(b"hi"), 2);
         assert_eq!(port.read(REG_LINE_STATUS) & STATUS_DATA_READY, 0);
@@ -344,5 +365,42 @@ mod tests {
             (port.read(REG_INTERRUPT_ENABLE), port.read(REG_DATA)),
             (0, b'!')
         );
+    }
+
+    #[test]
+    fn a_probing_driver_takes_no_input() {
+        let Fixture { port, sink, .. } = fixture();
+        assert_eq!(port.enqueue(b"typed ahead"), 11);
+        for _ in 0..3 {
+            for register in [
+                REG_LINE_STATUS,
+                REG_DATA,
+                REG_INTERRUPT_ID,
+                6,
+                REG_LINE_STATUS,
+            ] {
+                port.read(register);
+            }
+            port.write(REG_INTERRUPT_ENABLE, 0);
+        }
+        port.write(REG_INTERRUPT_ENABLE, RECEIVE_ENABLED);
+        assert!(!sink.take().is_empty());
+        let mut read = vec![];
+        handle(&port, &mut read);
+        assert_eq!(read, b"typed ahead");
+    }
+
+    #[test]
+    fn a_polling_guest_gets_input() {
+        let Fixture { port, .. } = fixture();
+        let pasted = vec![b'p'; 200];
+        port.enqueue(&pasted);
+        let mut read = vec![];
+        for _ in 0..1000 {
+            if port.read(REG_LINE_STATUS) & STATUS_DATA_READY != 0 {
+                read.push(port.read(REG_DATA));
+            }
+        }
+        assert_eq!(read, pasted);
     }
 }

@@ -3,6 +3,7 @@
 #[macro_use]
 mod macros;
 
+pub mod bus;
 pub mod protocol;
 pub mod ring;
 pub mod server;

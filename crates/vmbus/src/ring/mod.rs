@@ -25,6 +25,9 @@ use crate::protocol::{
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+/// Bytes of data in a ring at most: sums of two indices must fit 32 bits.
+const MAX_RING_SIZE: u32 = 1 << 30;
+
 /// A ring is broken: its channel cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
@@ -78,9 +81,9 @@ impl RingMemory {
     /// [`RingError::Size`] when they are not at least two pages within `pages`.
     pub fn new(pages: Arc<dyn GuestPages>, start: usize, end: usize) -> Result<Self, RingError> {
         let length = end.saturating_sub(start);
-        let size = u32::try_from(length.saturating_sub(RING_CONTROL_SIZE)).unwrap_or(0);
+        let size = u32::try_from(length.saturating_sub(RING_CONTROL_SIZE)).unwrap_or(u32::MAX);
         let aligned = (start | end) % RING_CONTROL_SIZE == 0;
-        if size == 0 || !aligned || end > pages.len() {
+        if size == 0 || size > MAX_RING_SIZE || !aligned || end > pages.len() {
             return Err(RingError::Size(length));
         }
         Ok(Self {

@@ -34,6 +34,8 @@ impl Info {
 /// What follows when all channels are closed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Next {
+    /// Nothing: nobody waits.
+    Nothing,
     /// UnloadComplete, to this virtual processor and SINT.
     Unloaded(u32, u8),
     /// The answer to InitiateContact.
@@ -106,6 +108,7 @@ impl Server {
         }
         self.connection = Connection::Disconnected;
         match next {
+            Next::Nothing => {}
             Next::Unloaded(vp, sint) => {
                 let message = ControlMessage::new(&UnloadComplete {});
                 effects.push(Effect::Send { vp, sint, message });

@@ -20,7 +20,7 @@ use crate::protocol::{
     parse_body, parse_type,
 };
 use channel::Channels;
-use connection::Connection;
+use connection::{Connection, Next};
 use gpadl::InProgress;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -125,6 +125,8 @@ pub enum Input<'a> {
         /// Header and body.
         bytes: &'a [u8],
     },
+    /// The virtual machine was reset: its guest is gone without a word.
+    Reset,
     /// The device withdraws its channel.
     Revoke(OfferId),
     /// The device has opened the channel, or has not.
@@ -327,6 +329,7 @@ impl Server {
             } => {
                 return self.message(connection_id, bytes, effects);
             }
+            Input::Reset => self.disconnect(Next::Nothing, effects),
             Input::Revoke(offer) => self.revoke(offer, effects),
             Input::OpenDone {
                 offer,
@@ -361,6 +364,12 @@ impl Server {
         self.connection
             .info()
             .map(|info| (info.version, info.features))
+    }
+
+    /// No guest is connected, and no channel is left from one that was.
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self.connection, Connection::Disconnected)
+            && self.channels.iter().all(|(_, channel)| channel.state.is_closed())
     }
 
     /// How much the server keeps.

@@ -162,7 +162,11 @@ pub fn level() {
     LOWER_AT.store(8, SeqCst);
     set_line(LINE, true);
     let count = received();
-    check_eq!(count, 8, "a line that stays high interrupts after each EOI, until it is lowered");
+    check_eq!(
+        count,
+        8,
+        "a line that stays high interrupts after each EOI, until it is lowered"
+    );
     set_entry(LINE, MASKED | LEVEL | u64::from(VECTOR) | destination(0));
     set_line(LINE, true);
     check_eq!(received(), count, "masked");
