@@ -38,7 +38,11 @@ impl<'a> Machine<'a> {
             let length = usize::from(input.u8());
             let text = String::from_utf8_lossy(input.bytes(length)).into_owned();
             // Every 16th is longer than any kernel takes.
-            if length % 16 == 15 { text.repeat(300) } else { text }
+            if length % 16 == 15 {
+                text.repeat(300)
+            } else {
+                text
+            }
         });
         Self {
             memory_bytes,
@@ -84,7 +88,10 @@ fn check(plan: &LoadPlan<'_>, map: &MemoryMap) {
     ranges.sort_by_key(|range| range.start);
     for range in &ranges {
         assert!(range.start <= range.end);
-        assert!(map.is_usable(range.start, range.end - range.start), "{range:x?}");
+        assert!(
+            map.is_usable(range.start, range.end - range.start),
+            "{range:x?}"
+        );
     }
     for pair in ranges.windows(2) {
         assert!(pair[0].end <= pair[1].start, "{pair:x?}");

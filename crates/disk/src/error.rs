@@ -101,7 +101,11 @@ pub enum DiskError {
 
 impl DiskError {
     pub(crate) fn corrupt(structure: &'static str, offset: u64, reason: impl Into<String>) -> Self {
-        Self::Corrupt { structure, offset, reason: reason.into() }
+        Self::Corrupt {
+            structure,
+            offset,
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn unsupported(
@@ -109,7 +113,11 @@ impl DiskError {
         offset: u64,
         reason: impl Into<String>,
     ) -> Self {
-        Self::Unsupported { structure, offset, reason: reason.into() }
+        Self::Unsupported {
+            structure,
+            offset,
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn invalid(reason: impl Into<String>) -> Self {
@@ -124,7 +132,10 @@ impl DiskError {
             | Self::Locked { .. }
             | Self::Cancelled
             | Self::Invalid(_) => self,
-            other => Self::InFile { path: path.to_owned(), source: Box::new(other) },
+            other => Self::InFile {
+                path: path.to_owned(),
+                source: Box::new(other),
+            },
         }
     }
 
@@ -145,10 +156,18 @@ pub(crate) trait IoContext<T> {
 
 impl<T> IoContext<T> for io::Result<T> {
     fn at(self, action: &'static str, offset: u64) -> Result<T> {
-        self.map_err(|source| DiskError::Io { action, offset, source })
+        self.map_err(|source| DiskError::Io {
+            action,
+            offset,
+            source,
+        })
     }
 
     fn on(self, action: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| DiskError::Path { action, path: path.to_owned(), source })
+        self.map_err(|source| DiskError::Path {
+            action,
+            path: path.to_owned(),
+            source,
+        })
     }
 }

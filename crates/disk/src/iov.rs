@@ -51,7 +51,9 @@ pub(crate) fn part_mut<'a>(
             continue;
         }
         let take = left.min(size - skip);
-        out.push(IoSliceMut::new(&mut buf[skip as usize..(skip + take) as usize]));
+        out.push(IoSliceMut::new(
+            &mut buf[skip as usize..(skip + take) as usize],
+        ));
         left -= take;
         skip = 0;
     }
@@ -62,15 +64,6 @@ pub(crate) fn part_mut<'a>(
 pub(crate) fn zero(bufs: &mut [IoSliceMut<'_>]) {
     for buf in bufs {
         buf.fill(0);
-    }
-}
-
-/// Copies `data` into a scatter list.
-pub(crate) fn scatter(mut data: &[u8], bufs: &mut [IoSliceMut<'_>]) {
-    for buf in bufs {
-        let take = buf.len().min(data.len());
-        buf[..take].copy_from_slice(&data[..take]);
-        data = &data[take..];
     }
 }
 
@@ -96,12 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn scatter_and_zero_fill_every_buffer() {
+    fn zeros_fill_parts_of_buffers() {
         let (mut a, mut b) = ([9u8; 2], [9u8; 3]);
         let mut list = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
-        scatter(&[1, 2, 3, 4, 5], &mut list);
         zero(&mut part_mut(&mut list, 1, 2));
-        assert_eq!((a, b), ([1, 0], [0, 4, 5]));
+        assert_eq!((a, b), ([9, 0], [0, 9, 9]));
     }
 
     #[test]

@@ -48,7 +48,11 @@ impl Shards {
     /// Keeps the blocks in place for as long as the lease lives.
     pub(crate) fn lease(&self, blocks: std::ops::Range<u64>) -> Lease {
         let shards = blocks.start..blocks.end.min(blocks.start.saturating_add(SHARDS as u64));
-        Lease(shards.map(|block| self.of(block).read_arc_recursive()).collect())
+        Lease(
+            shards
+                .map(|block| self.of(block).read_arc_recursive())
+                .collect(),
+        )
     }
 
     /// Takes a block alone, unless requests keep it busy for too long.
@@ -56,9 +60,13 @@ impl Shards {
         self.of(block).try_write_for(PATIENCE)
     }
 
-    /// Takes every block alone, for rare changes to the whole disk.
-    pub(crate) fn all_alone(&self) -> Vec<RwLockWriteGuard<'_, Line>> {
-        self.0.iter().map(|shard| shard.write()).collect()
+    /// Takes every block alone, unless requests keep one busy for too long. Never waits without
+    /// end: who holds a lease on one shard may be waiting here for another.
+    pub(crate) fn all_alone(&self) -> Option<Vec<RwLockWriteGuard<'_, Line>>> {
+        self.0
+            .iter()
+            .map(|shard| shard.try_write_for(PATIENCE))
+            .collect()
     }
 }
 
@@ -73,6 +81,7 @@ mod tests {
         let _shared = shards.share(3);
         assert!(shards.alone(4).is_none());
         assert!(shards.alone(6).is_some());
+        assert!(shards.all_alone().is_none());
         let other = std::thread::spawn(move || drop(lease));
         other.join().expect("thread");
         assert!(shards.alone(4).is_some());

@@ -34,7 +34,12 @@ impl RawDisk {
         }
         let len = backing::len(&*file)?;
         let size = AtomicU64::new(len - len % u64::from(sector_size));
-        Ok(Self { file, size, sector_size, growable })
+        Ok(Self {
+            file,
+            size,
+            sector_size,
+            growable,
+        })
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
@@ -94,12 +99,14 @@ impl VirtualDisk for RawDisk {
 
     fn unmap(&self, offset: u64, len: u64) -> Result<()> {
         self.check_change(offset, len)?;
-        self.file.punch_hole(offset, len).at("free space", offset)
+        self.file.discard(offset, len).at("free space", offset)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
         self.check_change(offset, len)?;
-        self.file.write_zeroes(offset, len).at("write zeros", offset)
+        self.file
+            .write_zeroes(offset, len)
+            .at("write zeros", offset)
     }
 
     fn resize(&self, new_size: u64) -> Result<()> {
@@ -107,8 +114,10 @@ impl VirtualDisk for RawDisk {
         if !self.growable {
             return Err(DiskError::invalid("a block device keeps its size"));
         }
-        if new_size < self.virtual_size() || new_size % u64::from(self.sector_size) != 0 {
-            return Err(DiskError::invalid("the new size must be larger and whole sectors"));
+        if new_size < self.virtual_size() || !new_size.is_multiple_of(u64::from(self.sector_size)) {
+            return Err(DiskError::invalid(
+                "the new size must be larger and whole sectors",
+            ));
         }
         self.file.set_len(new_size).at("grow the file", new_size)?;
         backing::flush(&*self.file)?;
@@ -121,8 +130,15 @@ impl VirtualDisk for RawDisk {
             Access::Read => self.check(offset, len)?,
             Access::Write => self.check_change(offset, len)?,
         }
-        let extents = vec![Extent { offset, len, place: Place::File(offset) }];
-        Ok(Mapping { extents, _lease: Lease::default() })
+        let extents = vec![Extent {
+            offset,
+            len,
+            place: Place::File(offset),
+        }];
+        Ok(Mapping {
+            extents,
+            _lease: Lease::default(),
+        })
     }
 
     fn file(&self) -> Option<BorrowedFd<'_>> {
@@ -140,13 +156,17 @@ mod tests {
         let file = Arc::new(SimBacking::from_bytes(&[5; 2048 + 17]));
         let disk = RawDisk::new(file.clone(), 512, true).expect("raw");
         assert_eq!(disk.virtual_size(), 2048);
-        disk.write(512, &[IoSlice::new(&[6; 512])], true).expect("write");
+        disk.write(512, &[IoSlice::new(&[6; 512])], true)
+            .expect("write");
         disk.write_zeroes(1024, 512).expect("zero");
         disk.unmap(1536, 512).expect("unmap");
         disk.resize(4096).expect("grow");
         assert!(disk.resize(512).is_err());
         let bytes = file.crash(crate::backing::Crash::DropAll).to_bytes();
-        assert_eq!((bytes[0], bytes[512], bytes[1024], bytes.len()), (5, 6, 0, 4096));
+        assert_eq!(
+            (bytes[0], bytes[512], bytes[1024], bytes.len()),
+            (5, 6, 0, 4096)
+        );
         assert!(matches!(
             disk.read(4096, &mut [IoSliceMut::new(&mut [0; 512])]),
             Err(DiskError::OutOfRange { .. })
@@ -161,8 +181,14 @@ mod tests {
     fn a_read_only_disk_refuses_changes() {
         let file = Arc::new(SimBacking::from_bytes(&[5; 1024]).read_only_copy());
         let disk = RawDisk::new(file, 512, true).expect("raw");
-        assert!(matches!(disk.write_zeroes(0, 512), Err(DiskError::ReadOnly)));
-        assert!(matches!(disk.map(0, 512, Access::Write), Err(DiskError::ReadOnly)));
+        assert!(matches!(
+            disk.write_zeroes(0, 512),
+            Err(DiskError::ReadOnly)
+        ));
+        assert!(matches!(
+            disk.map(0, 512, Access::Write),
+            Err(DiskError::ReadOnly)
+        ));
         disk.flush().expect("nothing to flush");
     }
 }

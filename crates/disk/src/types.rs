@@ -210,8 +210,13 @@ pub(crate) fn check_request(offset: u64, len: u64, size: u64, sector: u32) -> Re
         Some(end) if end <= size => {}
         _ => return Err(DiskError::OutOfRange { offset, len, size }),
     }
-    if offset % u64::from(sector) != 0 || len % u64::from(sector) != 0 {
-        return Err(DiskError::Misaligned { offset, len, sector });
+    let unit = u64::from(sector);
+    if !offset.is_multiple_of(unit) || !len.is_multiple_of(unit) {
+        return Err(DiskError::Misaligned {
+            offset,
+            len,
+            sector,
+        });
     }
     Ok(())
 }

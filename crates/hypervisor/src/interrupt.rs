@@ -27,7 +27,7 @@ impl Hypervisor {
                         .push_back(RunOutcome::ApicEoi { vector });
                     vp.request(self.platform(), Requests::EVENT);
                 }
-                ApicEffect::Nmi => vp.request(self.platform(), Requests::NMI),
+                ApicEffect::Nmi => vp.request_nmi(self.platform()),
             }
         }
     }
@@ -80,9 +80,7 @@ pub(crate) fn deliver(
                 request_vector(platform, vp, vector, level);
             }
         }
-        DeliveryMode::Nmi => targets
-            .iter()
-            .for_each(|vp| vp.request(platform, Requests::NMI)),
+        DeliveryMode::Nmi => targets.iter().for_each(|vp| vp.request_nmi(platform)),
         DeliveryMode::Init => targets
             .iter()
             .for_each(|vp| vp.request(platform, Requests::INIT)),

@@ -174,7 +174,7 @@ impl Partition {
         for vp in &vps {
             vp.request(platform, Requests::GPA);
         }
-        wait_until_out(platform, vps.iter().map(Arc::as_ref));
+        wait_until_out(platform, vps.iter().map(Arc::as_ref), Requests::GPA);
     }
 
     /// The virtual processor `index`.
@@ -206,7 +206,8 @@ impl Partition {
     pub(crate) fn remove_vp(&self, platform: &dyn Platform, index: HvVpIndex) -> Option<Arc<Vp>> {
         let vp = self.vps.write().remove(&index)?;
         vp.request(platform, Requests::DELETED);
-        wait_until_out(platform, core::iter::once(vp.as_ref()));
+        let vps = core::iter::once(vp.as_ref());
+        wait_until_out(platform, vps, Requests::DELETED);
         Some(vp)
     }
 
@@ -223,7 +224,7 @@ impl Partition {
         for vp in vps {
             vp.request_flush(platform, flush);
         }
-        wait_until_out(platform, vps.iter().map(Arc::as_ref));
+        wait_until_out(platform, vps.iter().map(Arc::as_ref), Requests::FLUSH);
     }
 
     /// A numeric property, or `default`.

@@ -23,7 +23,9 @@ fn seen<'a>(outcome: &'a Value, name: &str) -> &'a str {
 /// The number at the beginning of a text like "470 MiB".
 fn number(text: &str) -> f64 {
     let first = text.split(' ').next().unwrap_or_default();
-    first.parse().unwrap_or_else(|_| panic!("no number: {text}"))
+    first
+        .parse()
+        .unwrap_or_else(|_| panic!("no number: {text}"))
 }
 
 /// Boots the kernel of a package and checks every proof that the guest gave.

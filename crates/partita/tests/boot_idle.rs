@@ -60,8 +60,15 @@ fn is_idle(kernel_package: &str, processors: u32) {
     std::thread::sleep(SETTLE);
     let first = load(vm.id());
     // The host's own noise counts too: a slow wake-up costs a guest more.
-    let least = if first < MOST { first } else { load(vm.id()).min(first) };
-    println!("{kernel_package}, {processors} processors: {:.2} %", least * 100.0);
+    let least = if first < MOST {
+        first
+    } else {
+        load(vm.id()).min(first)
+    };
+    println!(
+        "{kernel_package}, {processors} processors: {:.2} %",
+        least * 100.0
+    );
     assert!(
         least < MOST,
         "an idle guest with {processors} processors used {:.1} % of a core",

@@ -34,6 +34,7 @@ const REG_LINE_CONTROL: u8 = 3;
 const REG_MODEM_CONTROL: u8 = 4;
 const REG_LINE_STATUS: u8 = 5;
 const RECEIVE_ENABLED: u8 = 1;
+const ENABLE_ALL: u8 = 0xF;
 const ID_NONE: u8 = 1;
 /// Received data available, FIFOs enabled.
 const ID_RECEIVED: u8 = 0xC4;
@@ -124,7 +125,9 @@ impl SerialPort {
         if state.uart.write(register, value).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        if register == REG_DATA {
+        // A probe sets all enable bits for a moment, to see which are there.
+        let probe = register == REG_INTERRUPT_ENABLE && value & ENABLE_ALL == ENABLE_ALL;
+        if register == REG_DATA || probe {
             return;
         }
         // Input waits while the guest does not receive, and while the port
@@ -381,6 +384,7 @@ mod tests {
             ] {
                 port.read(register);
             }
+            port.write(REG_INTERRUPT_ENABLE, ENABLE_ALL);
             port.write(REG_INTERRUPT_ENABLE, 0);
         }
         port.write(REG_INTERRUPT_ENABLE, RECEIVE_ENABLED);

@@ -14,6 +14,7 @@ use vdev::{
 use vid::{
     CrashReport, InterceptHandler, Partition, PartitionConfig, RamRange, VirtualProcessor, VpStop,
 };
+use vmbus::bus::{Bus, BusConfig, PartitionHost};
 
 use crate::config::{VmConfig, VmError, VmExit};
 use crate::control::{ControlPoint, Running};
@@ -203,6 +204,8 @@ pub(crate) fn run_once(
     ));
     console.connect(Some(chipset.clone()));
 
+    let bus = start_bus(&partition, config.processors)?;
+
     let end = Arc::new(EndSlot::default());
     let timer = OnceLock::new();
     let devices = Devices {
@@ -260,9 +263,20 @@ pub(crate) fn run_once(
         }
         end
     });
+    bus.stop();
     point.set_running(None);
     console.connect(None);
     Ok(end)
+}
+
+/// The VMBus between the partition and its devices in the root.
+fn start_bus(partition: &Arc<Partition>, processors: u32) -> Result<Bus, VmError> {
+    let host = Arc::new(PartitionHost::new(partition.clone(), processors));
+    let bus = Bus::start(host, BusConfig::default()).map_err(vm_error)?;
+    if let Some(notifications) = partition.take_notifications() {
+        bus.pump(notifications).map_err(vm_error)?;
+    }
+    Ok(bus)
 }
 
 fn run_processor(mut processor: VirtualProcessor, devices: &Devices) {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use tlfs::{HvPartitionId, HvVpIndex};
 
 /// Pages of memory.
-pub const PAGES: usize = 512;
+pub(super) const PAGES: usize = 512;
 const PAGE: usize = 4096;
 /// Waits for other threads, of which there are none.
 const MOST_WAITS: u64 = 10_000;
@@ -21,7 +21,7 @@ struct Memory {
 static SPARE: Mutex<Option<Memory>> = Mutex::new(None);
 
 /// The machine under the hypervisor.
-pub struct FakePlatform {
+pub(super) struct FakePlatform {
     memory: Mutex<Memory>,
     tsc: AtomicU64,
     waits: AtomicU64,
@@ -29,7 +29,7 @@ pub struct FakePlatform {
 
 impl FakePlatform {
     /// Memory of zeros, some time after the start.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut memory = spare.unwrap_or_else(|| Memory {
             bytes: vec![0; PAGES * PAGE],
@@ -48,9 +48,10 @@ impl FakePlatform {
     }
 
     /// Lets time pass.
-    pub fn advance(&self, ticks: u64) {
+    pub(super) fn advance(&self, ticks: u64) {
         let now = self.tsc.load(Ordering::Relaxed);
-        self.tsc.store(now.saturating_add(ticks).min(1 << 62), Ordering::Relaxed);
+        self.tsc
+            .store(now.saturating_add(ticks).min(1 << 62), Ordering::Relaxed);
     }
 
     fn access<R>(
@@ -77,7 +78,10 @@ impl FakePlatform {
         write: bool,
         work: impl FnOnce(&mut u32) -> R,
     ) -> Result<R, BadSpa> {
-        assert!(spa % 4 == 0, "an atomic access to {spa:#x} is not aligned");
+        assert!(
+            spa.is_multiple_of(4),
+            "an atomic access to {spa:#x} is not aligned"
+        );
         self.access(spa, 4, write, |bytes| {
             let mut word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             let result = work(&mut word);
@@ -89,7 +93,10 @@ impl FakePlatform {
 
 impl Drop for FakePlatform {
     fn drop(&mut self) {
-        let memory = self.memory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let memory = self
+            .memory
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         let memory = Memory {
             bytes: std::mem::take(&mut memory.bytes),
             dirty: std::mem::take(&mut memory.dirty),
@@ -133,7 +140,10 @@ impl Platform for FakePlatform {
 
     fn relax(&self) {
         let waits = self.waits.fetch_add(1, Ordering::Relaxed);
-        assert!(waits < MOST_WAITS, "waiting for a thread that does not exist");
+        assert!(
+            waits < MOST_WAITS,
+            "waiting for a thread that does not exist"
+        );
     }
 
     fn root_port_notify(&self, notification: RootNotification) {

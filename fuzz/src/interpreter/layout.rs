@@ -38,26 +38,26 @@ const MMIO: u64 = 0xfee0_0000;
 /// Descriptors, in the order of their selectors.
 const DESCRIPTORS: [u64; 24] = [
     0,
-    0x00cf_9b00_0000_ffff, // 08 code, 32-bit
-    0x00cf_9300_0000_ffff, // 10 data
-    0x00cf_fb00_0000_ffff, // 18 code, level 3
-    0x00cf_f300_0000_ffff, // 20 data, level 3
+    0x00cf_9b00_0000_ffff,        // 08 code, 32-bit
+    0x00cf_9300_0000_ffff,        // 10 data
+    0x00cf_fb00_0000_ffff,        // 18 code, level 3
+    0x00cf_f300_0000_ffff,        // 20 data, level 3
     0x0000_8900_4800_0067 | 0x98, // 28 TSS
-    0x0000_8200_5000_00ff, // 30 LDT
-    0x00af_9b00_0000_ffff, // 38 code, 64-bit
-    0x00cf_f300_0000_ffff, // 40 data, level 3
-    0x00af_fb00_0000_ffff, // 48 code, 64-bit, level 3
-    0x0000_9b00_0000_ffff, // 50 code, 16-bit
-    0x0000_9300_0000_ffff, // 58 data, 64 KiB
-    0x0000_8900_4400_0067, // 60 TSS
-    0x0000_8100_4c00_002b, // 68 TSS, 16-bit
-    0x0000_8500_0060_0000, // 70 task gate to 60
-    0x0000_8c00_0008_a000, // 78 call gate, 32-bit
-    0x0000_ec02_0008_a000, // 80 call gate from level 3, two parameters
-    0x0000_e400_0050_a000, // 88 call gate, 16-bit
-    0x00cf_9f00_0000_ffff, // 90 conforming code
-    0x0040_9700_0000_0fff, // 98 data, expands down
-    0x0000_8900_4000_0067, // a0 TSS of long mode, upper half follows
+    0x0000_8200_5000_00ff,        // 30 LDT
+    0x00af_9b00_0000_ffff,        // 38 code, 64-bit
+    0x00cf_f300_0000_ffff,        // 40 data, level 3
+    0x00af_fb00_0000_ffff,        // 48 code, 64-bit, level 3
+    0x0000_9b00_0000_ffff,        // 50 code, 16-bit
+    0x0000_9300_0000_ffff,        // 58 data, 64 KiB
+    0x0000_8900_4400_0067,        // 60 TSS
+    0x0000_8100_4c00_002b,        // 68 TSS, 16-bit
+    0x0000_8500_0060_0000,        // 70 task gate to 60
+    0x0000_8c00_0008_a000,        // 78 call gate, 32-bit
+    0x0000_ec02_0008_a000,        // 80 call gate from level 3, two parameters
+    0x0000_e400_0050_a000,        // 88 call gate, 16-bit
+    0x00cf_9f00_0000_ffff,        // 90 conforming code
+    0x0040_9700_0000_0fff,        // 98 data, expands down
+    0x0000_8900_4000_0067,        // a0 TSS of long mode, upper half follows
     0,
     0x0000_ec00_0038_a100, // b0 call gate of long mode, upper half follows
     0,
@@ -70,6 +70,14 @@ pub fn image() -> &'static Image {
     static IMAGE: OnceLock<Box<Image>> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let mut image = Box::new([[0; 4096]; PAGES]);
+        // HLT wherever nothing else is, lest most time go to running zeros.
+        for page in [
+            CODE as usize >> 12..HANDLER as usize >> 12,
+            0xb..0x10,
+            0x17..PAGES,
+        ] {
+            image[page].fill([0xf4; 4096]);
+        }
         descriptors(&mut image);
         tasks(&mut image);
         tables(&mut image);
@@ -150,17 +158,21 @@ fn tables(image: &mut Image) {
     put64(image, TABLES_PAE + 8, pd | 1);
     for page in 0..PAGES as u64 {
         put64(image, pt + 8 * page, page << 12 | 7);
-        put32(image, TABLES32 + 0x1000 + 4 * page as u32 as u64, (page << 12) as u32 | 7);
+        put32(
+            image,
+            TABLES32 + 0x1000 + 4 * page as u32 as u64,
+            (page << 12) as u32 | 7,
+        );
     }
     let special = [
-        0x5005,                // read-only
-        0,                     // not present
-        0x5007 | 1 << 63,      // no execute
-        MMIO | 7,              // no memory
-        pt | 7,                // the tables themselves
-        0x5003,                // supervisor
-        0x5107,                // global
-        0x5007 | 1 << 51,      // a reserved bit
+        0x5005,           // read-only
+        0,                // not present
+        0x5007 | 1 << 63, // no execute
+        MMIO | 7,         // no memory
+        pt | 7,           // the tables themselves
+        0x5003,           // supervisor
+        0x5107,           // global
+        0x5007 | 1 << 51, // a reserved bit
         super::arena::ALIAS << 12 | 7,
     ];
     for (index, entry) in special.into_iter().enumerate() {

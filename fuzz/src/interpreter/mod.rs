@@ -18,10 +18,10 @@ use arena::{Arena, PAGES};
 use processor::{
     CodeMap, Completion, Config, Event, Exit, State, TranslateRequest, Vp, cr, reg, rflags, seg,
 };
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Instructions (or blocks of them) and events of one input.
-const STEPS: usize = 300;
+const STEPS: usize = 128;
 
 /// Runs one input.
 pub fn run(data: &[u8]) {
@@ -33,7 +33,9 @@ pub fn run(data: &[u8]) {
     arena.fill(layout::image());
     patch(arena, &mut input);
     let code = Arc::new(CodeMap::new(PAGES, false));
-    let mut vp = Vp::new(Config::default(), Box::new(arena), code);
+    // Once: CPUID, which it asks, is slow where the host is a virtual machine.
+    static CONFIG: LazyLock<Config> = LazyLock::new(Config::default);
+    let mut vp = Vp::new(CONFIG.clone(), Box::new(arena), code);
     vp.update_state(|state| {
         mode::enter(state, mode, options);
         registers(state, seed, options & option::UNMASKED != 0);
@@ -138,8 +140,14 @@ fn complete(vp: &mut Vp, input: &mut Input<'_>) {
     vp.complete(match choice {
         0 | 1 => Completion::Done,
         2 => Completion::Retry,
-        3 => Completion::Fault { vector: 13, error: 0 },
-        4 => Completion::Fault { vector: 6, error: 0 },
+        3 => Completion::Fault {
+            vector: 13,
+            error: 0,
+        },
+        4 => Completion::Fault {
+            vector: 6,
+            error: 0,
+        },
         5 => Completion::Value(input.u64()),
         _ => Completion::Value(u64::from(choice)),
     });
@@ -153,7 +161,10 @@ fn outside(vp: &mut Vp, input: &mut Input<'_>) {
         3 | 4 if vp.can_interrupt() => vp.inject(Event::Interrupt(input.u8())),
         5 => {
             let vector = input.u8() & 31;
-            vp.inject(Event::Exception { vector, error: u32::from(input.u8()) });
+            vp.inject(Event::Exception {
+                vector,
+                error: u32::from(input.u8()),
+            });
         }
         6 => vp.gpa_space_changed(),
         7 => vp.flush_page(input.u64()),
@@ -165,7 +176,11 @@ fn outside(vp: &mut Vp, input: &mut Input<'_>) {
 fn check(state: &State) {
     assert_eq!(state.gpr[reg::ZERO], 0);
     assert!(state.cpl <= 3);
-    assert!(state.rflags() & !rflags::ALL == rflags::FIXED, "{:x}", state.rflags());
+    assert!(
+        state.rflags() & !rflags::ALL == rflags::FIXED,
+        "{:x}",
+        state.rflags()
+    );
     let paging = state.cr0 & cr::CR0_PG != 0;
     assert!(!paging || state.protected());
     let long = paging && state.efer & cr::EFER_LME != 0;

@@ -60,7 +60,11 @@ impl Mode {
     /// The mode that a byte selects. 64-bit code is what guests run, so every
     /// second byte is that.
     pub fn of(byte: u8) -> Self {
-        if byte & 0x80 != 0 { Self::Long } else { Self::ALL[usize::from(byte & 7)] }
+        if byte & 0x80 != 0 {
+            Self::Long
+        } else {
+            Self::ALL[usize::from(byte & 7)]
+        }
     }
 
     fn long(self) -> bool {
@@ -92,12 +96,23 @@ pub fn enter(state: &mut State, mode: Mode, options: u8) {
         state.dr7 = 0x400 | 0xff | 0b1111_0010_1001_0000 << 16;
         state.cr4 |= cr::CR4_DE;
     }
-    state.gdtr = Table { base: GDT, limit: 0xff };
-    state.idtr = Table { base: if mode.long() { IDT64 } else { IDT }, limit: 0xfff };
+    state.gdtr = Table {
+        base: GDT,
+        limit: 0xff,
+    };
+    state.idtr = Table {
+        base: if mode.long() { IDT64 } else { IDT },
+        limit: 0xfff,
+    };
     segments(state, mode, options & option::USER != 0);
     paging(state, mode, options & option::PROTECTED != 0);
     match mode {
-        Mode::Real => state.idtr = Table { base: 0, limit: 0x3ff },
+        Mode::Real => {
+            state.idtr = Table {
+                base: 0,
+                limit: 0x3ff,
+            }
+        }
         Mode::Virtual86 => flags |= rflags::VM | rflags::IOPL,
         _ => state.cr0 |= cr::CR0_PE,
     }
@@ -138,13 +153,26 @@ fn segments(state: &mut State, mode: Mode, user: bool) {
     state.seg[seg::CS] = Segment {
         base: 0,
         limit,
-        attributes: if mode == Mode::Virtual86 { 0xf3 } else { attributes | rights },
+        attributes: if mode == Mode::Virtual86 {
+            0xf3
+        } else {
+            attributes | rights
+        },
         selector: code | u16::from(level & if code == 0 { 0 } else { 3 }),
     };
     if mode != Mode::Real {
-        let (base, limit) = if mode.long() { (TSS64, 0x67) } else { (TSS, 0xff) };
+        let (base, limit) = if mode.long() {
+            (TSS64, 0x67)
+        } else {
+            (TSS, 0xff)
+        };
         let selector = if mode.long() { 0xa0 } else { 0x28 };
-        state.seg[seg::TR] = Segment { base, limit, attributes: 0x8b, selector };
+        state.seg[seg::TR] = Segment {
+            base,
+            limit,
+            attributes: 0x8b,
+            selector,
+        };
         state.seg[seg::LDTR].attributes = 0x82 | Segment::UNUSABLE;
     }
 }

@@ -32,6 +32,7 @@ pub use report::{Test, run};
 macro_rules! insn {
     ($($body:tt)*) => {{
         // SAFETY: see the macro's description; operands and clobbers are declared at the use.
+        #[allow(clippy::macro_metavars_in_unsafe, reason = "the operands are the assembly's")]
         #[allow(unused_unsafe, reason = "may be used inside another unsafe block")]
         unsafe { ::core::arch::asm!($($body)*) }
     }};

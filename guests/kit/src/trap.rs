@@ -112,7 +112,7 @@ static HANDLERS: [AtomicPtr<()>; 256] = [const { AtomicPtr::new(core::ptr::null_
 
 #[repr(C, align(16))]
 struct Table(UnsafeCell<[[u64; 2]; 256]>);
-// SAFETY: written by the boot processor, by tests while no other processor runs tests of that vector.
+// SAFETY: written by the boot processor; by tests only while no other processor uses the vector.
 unsafe impl Sync for Table {}
 static IDT: Table = Table(UnsafeCell::new([[0; 2]; 256]));
 

@@ -55,7 +55,7 @@ pub fn call<F: FnOnce() -> u64>(code: F) -> Result<u64, Fault> {
     let entry = run::<F> as extern "C" fn(*mut MaybeUninit<F>) -> u64;
     let ended = enter(
         selector::USER_CODE64,
-        entry as u64,
+        entry as usize as u64,
         user_stack(),
         2,
         &raw mut data as u64,

@@ -44,7 +44,11 @@ impl FileBacking {
     /// # Errors
     /// [`DiskError::Path`] when the host refuses, for example because the file exists.
     pub fn create_new(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path);
         Self::locked(file.on("create", path)?, path, false)
     }
 
@@ -52,13 +56,19 @@ impl FileBacking {
         let kind = file.metadata().on("examine", path)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let path = path.display();
-            return Err(DiskError::invalid(format!("{path} is not a file or block device")));
+            return Err(DiskError::invalid(format!(
+                "{path} is not a file or block device"
+            )));
         }
         match lock::lock(&file, !read_only) {
-            Ok(()) => Ok(Self { file, read_only, block_device: kind.is_block_device() }),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                Err(DiskError::Locked { path: path.to_owned() })
-            }
+            Ok(()) => Ok(Self {
+                file,
+                read_only,
+                block_device: kind.is_block_device(),
+            }),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(DiskError::Locked {
+                path: path.to_owned(),
+            }),
             Err(e) => Err(e).on("lock", path),
         }
     }
@@ -122,7 +132,11 @@ impl Backing for FileBacking {
                 pwritev(&self.file, &bufs[..bufs.len().min(MAX_BUFFERS)], offset)
             } else {
                 let rest = iov::part(bufs, done, total - done);
-                pwritev(&self.file, &rest[..rest.len().min(MAX_BUFFERS)], offset + done)
+                pwritev(
+                    &self.file,
+                    &rest[..rest.len().min(MAX_BUFFERS)],
+                    offset + done,
+                )
             };
             match result {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -155,6 +169,15 @@ impl Backing for FileBacking {
             return Ok(());
         }
         self.write_zeroes(offset, len)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if len != 0 {
+            // Where the host cannot, nothing is better than writing zeros.
+            self.fallocate(flags, offset, len)?;
+        }
+        Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -203,7 +226,10 @@ mod tests {
         drop(writer);
         let _one = FileBacking::open(&path, true).expect("reader");
         let _two = FileBacking::open(&path, true).expect("second reader");
-        assert!(matches!(FileBacking::open(&path, false), Err(DiskError::Locked { .. })));
+        assert!(matches!(
+            FileBacking::open(&path, false),
+            Err(DiskError::Locked { .. })
+        ));
     }
 
     #[test]
@@ -219,10 +245,14 @@ mod tests {
         assert_eq!(back, data);
         file.punch_hole(4096, 1000).expect("punch");
         let mut hole = [1u8; 1000];
-        file.read_at(4096, &mut [IoSliceMut::new(&mut hole)]).expect("read");
+        file.read_at(4096, &mut [IoSliceMut::new(&mut hole)])
+            .expect("read");
         assert!(iov::is_zero(&hole));
         assert_eq!(file.len().expect("length"), 8192);
         let past = file.read_at(8000, &mut [IoSliceMut::new(&mut hole)]);
-        assert_eq!(past.expect_err("past the end").kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            past.expect_err("past the end").kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 }

@@ -20,7 +20,11 @@ const QEMU_FORBIDS_WRITES: i64 = 201;
 /// # Errors
 /// `WouldBlock` when someone else holds a lock that conflicts; otherwise the host's error.
 pub(super) fn lock(file: &File, write: bool) -> io::Result<()> {
-    let taken = if write { lock_writer(file) } else { lock_reader(file) };
+    let taken = if write {
+        lock_writer(file)
+    } else {
+        lock_reader(file)
+    };
     match taken {
         Ok(()) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(io::ErrorKind::WouldBlock.into()),
@@ -37,7 +41,11 @@ fn lock_writer(file: &File) -> nix::Result<()> {
 fn lock_reader(file: &File) -> nix::Result<()> {
     set(file, libc::F_RDLCK, 0, 1)?;
     set(file, libc::F_RDLCK, QEMU_FORBIDS_WRITES, 1)?;
-    if held_by_other(file, QEMU_WRITES)? { Err(Errno::EAGAIN) } else { Ok(()) }
+    if held_by_other(file, QEMU_WRITES)? {
+        Err(Errno::EAGAIN)
+    } else {
+        Ok(())
+    }
 }
 
 fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {

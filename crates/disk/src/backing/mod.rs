@@ -64,6 +64,15 @@ pub trait Backing: Send + Sync {
     /// The host's error.
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Gives the space of a range back where that costs nothing. The range reads as zeros or as
+    /// before.
+    ///
+    /// # Errors
+    /// The host's error.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.punch_hole(offset, len)
+    }
+
     /// Makes a range inside the file read as zeros and keeps its space.
     ///
     /// # Errors
@@ -100,13 +109,15 @@ pub trait Backing: Send + Sync {
 /// [`Backing::read_at`] into one buffer.
 pub(crate) fn read_exact(file: &dyn Backing, offset: u64, buf: &mut [u8]) -> crate::Result<()> {
     use crate::error::IoContext;
-    file.read_at(offset, &mut [IoSliceMut::new(buf)]).at("read", offset)
+    file.read_at(offset, &mut [IoSliceMut::new(buf)])
+        .at("read", offset)
 }
 
 /// [`Backing::write_at`] from one buffer.
 pub(crate) fn write_all(file: &dyn Backing, offset: u64, buf: &[u8]) -> crate::Result<()> {
     use crate::error::IoContext;
-    file.write_at(offset, &[IoSlice::new(buf)]).at("write", offset)
+    file.write_at(offset, &[IoSlice::new(buf)])
+        .at("write", offset)
 }
 
 /// [`Backing::flush`] with this crate's error.

@@ -64,7 +64,10 @@ impl SimBacking {
 
     /// A durable file with these bytes.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut image = Image { len: bytes.len() as u64, ..Image::default() };
+        let mut image = Image {
+            len: bytes.len() as u64,
+            ..Image::default()
+        };
         image.write(0, bytes);
         Self::from_image(image, false)
     }
@@ -75,8 +78,15 @@ impl SimBacking {
     }
 
     fn from_image(image: Image, read_only: bool) -> Self {
-        let state = State { now: image.clone(), stable: image, ..State::default() };
-        Self { state: Mutex::new(state), read_only }
+        let state = State {
+            now: image.clone(),
+            stable: image,
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            read_only,
+        }
     }
 
     /// How many changes (writes, flushes, length changes, holes) were accepted so far.
@@ -139,9 +149,15 @@ fn survivors(state: &State, seed: u64) -> Image {
                 let sectors = data.len() as u64 / SECTOR + 1;
                 let cut = (border + random.next() % sectors * SECTOR).min(data.len() as u64);
                 let kept = if random.next().is_multiple_of(2) {
-                    Change::Write { offset: *offset, data: data[..cut as usize].to_vec() }
+                    Change::Write {
+                        offset: *offset,
+                        data: data[..cut as usize].to_vec(),
+                    }
                 } else {
-                    Change::Write { offset: offset + cut, data: data[cut as usize..].to_vec() }
+                    Change::Write {
+                        offset: offset + cut,
+                        data: data[cut as usize..].to_vec(),
+                    }
                 };
                 image.apply(&kept);
             }
@@ -171,7 +187,9 @@ impl Image {
                 self.len = self.len.max(offset + data.len() as u64);
                 self.write(*offset, data);
             }
-            Change::Zero { offset, len } => self.zero(*offset, (*len).min(self.len - (*offset).min(self.len))),
+            Change::Zero { offset, len } => {
+                self.zero(*offset, (*len).min(self.len - (*offset).min(self.len)))
+            }
             Change::SetLen(len) => {
                 if *len < self.len {
                     self.zero(*len, self.len - len);
@@ -183,7 +201,10 @@ impl Image {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         for (at, range) in pieces(offset, data.len() as u64) {
-            let page = self.pages.entry(at / PAGE).or_insert_with(|| Box::new([0; PAGE as usize]));
+            let page = self
+                .pages
+                .entry(at / PAGE)
+                .or_insert_with(|| Box::new([0; PAGE as usize]));
             let start = (at % PAGE) as usize;
             page[start..start + range.len()].copy_from_slice(&data[range]);
         }
@@ -206,12 +227,19 @@ impl Image {
         let first_whole = offset.div_ceil(PAGE);
         let end_whole = (offset + len) / PAGE;
         if first_whole < end_whole {
-            let gone: Vec<u64> = self.pages.range(first_whole..end_whole).map(|p| *p.0).collect();
+            let gone: Vec<u64> = self
+                .pages
+                .range(first_whole..end_whole)
+                .map(|p| *p.0)
+                .collect();
             for page in gone {
                 self.pages.remove(&page);
             }
         }
-        for (index, page) in self.pages.range_mut(offset / PAGE..(offset + len).div_ceil(PAGE)) {
+        for (index, page) in self
+            .pages
+            .range_mut(offset / PAGE..(offset + len).div_ceil(PAGE))
+        {
             let start = offset.max(index * PAGE) - index * PAGE;
             let end = (offset + len).min((index + 1) * PAGE) - index * PAGE;
             page[start as usize..end as usize].fill(0);
@@ -239,7 +267,9 @@ impl Backing for SimBacking {
         let state = self.state.lock();
         let mut at = offset;
         for buf in bufs {
-            let end = at.checked_add(buf.len() as u64).ok_or(io::ErrorKind::InvalidInput)?;
+            let end = at
+                .checked_add(buf.len() as u64)
+                .ok_or(io::ErrorKind::InvalidInput)?;
             if end > state.now.len {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -291,20 +321,30 @@ mod tests {
 
     fn byte(file: &SimBacking, at: u64) -> u8 {
         let mut out = [0];
-        file.read_at(at, &mut [IoSliceMut::new(&mut out)]).expect("read");
+        file.read_at(at, &mut [IoSliceMut::new(&mut out)])
+            .expect("read");
         out[0]
     }
 
     #[test]
     fn flushed_changes_survive_and_others_may_not() {
         let file = SimBacking::from_bytes(&[0; 10_000]);
-        file.write_at(5000, &[IoSlice::new(&[1; 100])]).expect("write");
+        file.write_at(5000, &[IoSlice::new(&[1; 100])])
+            .expect("write");
         file.flush().expect("flush");
-        file.write_at(5050, &[IoSlice::new(&[2; 100])]).expect("write");
+        file.write_at(5050, &[IoSlice::new(&[2; 100])])
+            .expect("write");
         file.punch_hole(5000, 10).expect("punch");
         assert_eq!([byte(&file, 5000), byte(&file, 5060)], [0, 2]);
         let dropped = file.crash(Crash::DropAll);
-        assert_eq!([byte(&dropped, 5000), byte(&dropped, 5060), byte(&dropped, 5120)], [1, 1, 0]);
+        assert_eq!(
+            [
+                byte(&dropped, 5000),
+                byte(&dropped, 5060),
+                byte(&dropped, 5120)
+            ],
+            [1, 1, 0]
+        );
         assert_eq!(file.crash(Crash::KeepAll).to_bytes(), file.to_bytes());
     }
 
@@ -321,7 +361,8 @@ mod tests {
     fn torn_writes_break_between_sectors_only() {
         for seed in 0..200 {
             let file = SimBacking::from_bytes(&[0; 4096]);
-            file.write_at(0, &[IoSlice::new(&[1; 4096])]).expect("write");
+            file.write_at(0, &[IoSlice::new(&[1; 4096])])
+                .expect("write");
             let bytes = file.crash(Crash::Random(seed)).to_bytes();
             assert!(bytes.chunks(512).all(|s| s.iter().all(|b| *b == s[0])));
         }

@@ -9,7 +9,6 @@ use super::bat::{Entry, State};
 use super::bitmap::Bitmaps;
 use super::commit::Meta;
 use super::layout::MIB;
-use crate::backing::Backing;
 use crate::error::{DiskError, IoContext, Result};
 
 impl Vhdx {
@@ -36,12 +35,16 @@ impl Vhdx {
 
     /// The bitmaps of a disk with a parent.
     pub(super) fn bitmaps(&self) -> Result<&Bitmaps> {
-        self.bitmaps.as_ref().ok_or_else(|| DiskError::invalid("the disk has no sector bitmaps"))
+        self.bitmaps
+            .as_ref()
+            .ok_or_else(|| DiskError::invalid("the disk has no sector bitmaps"))
     }
 
     /// Where the sector bitmap of a block's chunk lies.
     pub(super) fn bitmap_at(&self, block: u64) -> u64 {
-        self.bat.bitmap(block / self.geometry.chunk_ratio()).offset()
+        self.bat
+            .bitmap(block / self.geometry.chunk_ratio())
+            .offset()
     }
 
     /// Gives a block space. Where it showed zeros it still does; where it showed the parent, no
@@ -60,7 +63,9 @@ impl Vhdx {
             Entry::new(State::PartiallyPresent, offset)
         } else if self.leave_allocated && old.offset() != 0 {
             let (offset, len) = (old.offset(), self.geometry.block_size);
-            self.file.write_zeroes(offset, len).at("clear a block", offset)?;
+            self.file
+                .write_zeroes(offset, len)
+                .at("clear a block", offset)?;
             Entry::new(State::FullyPresent, offset)
         } else {
             let offset = self.take_space(&mut meta, self.geometry.block_size)?;
@@ -84,7 +89,8 @@ impl Vhdx {
         }
         let (first, count) = (bitmaps.first_sector(block), bitmaps.sectors_per_block());
         let at = self.bitmap_at(block);
-        meta.dirty_bitmaps.extend(bitmaps.mark(&*self.file, at, first, count, false)?);
+        meta.dirty_bitmaps
+            .extend(bitmaps.mark(&*self.file, at, first, count, false)?);
         Ok(())
     }
 
@@ -105,7 +111,9 @@ impl Vhdx {
             meta.file_len = end;
         }
         if stale {
-            self.file.punch_hole(offset, len).at("clear reused space", offset)?;
+            self.file
+                .punch_hole(offset, len)
+                .at("clear reused space", offset)?;
         }
         Ok(())
     }
@@ -136,7 +144,9 @@ impl Vhdx {
 
     /// Gives a whole block back, so that it reads as zeros. False when requests keep it busy.
     pub(super) fn free_block(&self, block: u64, to: State) -> Result<bool> {
-        let Some(_alone) = self.shards.alone(block) else { return Ok(false) };
+        let Some(_alone) = self.shards.alone(block) else {
+            return Ok(false);
+        };
         let mut meta = self.meta.lock();
         self.make_room(&mut meta)?;
         self.free_locked(&mut meta, block, to);
@@ -146,11 +156,11 @@ impl Vhdx {
     /// [`free_block`](Self::free_block) by who already has the block alone.
     pub(super) fn free_locked(&self, meta: &mut Meta, block: u64, to: State) {
         let old = self.bat.payload(block);
-        let hides_parent = to == State::Zero
-            && self.geometry.has_parent
-            && old.state() == Some(State::NotPresent);
+        let hides_parent =
+            to == State::Zero && self.geometry.has_parent && old.state() == Some(State::NotPresent);
         if old.is_present() || hides_parent {
-            meta.dirty_bat.insert(self.bat.set_payload(block, Entry::new(to, 0)));
+            meta.dirty_bat
+                .insert(self.bat.set_payload(block, Entry::new(to, 0)));
         }
         if old.is_present() {
             meta.freed.push((old.offset(), self.geometry.block_size));

@@ -83,7 +83,10 @@ impl Bat {
     /// An empty table with room for the largest disk, so that growing moves nothing.
     pub(super) fn new(geometry: Geometry) -> Self {
         let pages = geometry.bat_entries(MAX_SIZE).div_ceil(ENTRIES_PER_PAGE) as usize;
-        Self { geometry, pages: (0..pages).map(|_| OnceLock::new()).collect() }
+        Self {
+            geometry,
+            pages: (0..pages).map(|_| OnceLock::new()).collect(),
+        }
     }
 
     fn page(&self, index: u64) -> &Page {
@@ -92,7 +95,10 @@ impl Bat {
     }
 
     fn get(&self, index: u64) -> Entry {
-        let page = self.pages.get((index / ENTRIES_PER_PAGE) as usize).and_then(OnceLock::get);
+        let page = self
+            .pages
+            .get((index / ENTRIES_PER_PAGE) as usize)
+            .and_then(OnceLock::get);
         page.map_or(Entry::default(), |page| {
             Entry(page[(index % ENTRIES_PER_PAGE) as usize].load(Ordering::Acquire))
         })
@@ -145,7 +151,10 @@ mod tests {
     #[test]
     fn entries_keep_state_and_offset_apart() {
         let entry = Entry::new(State::FullyPresent, 0x1234 << 20);
-        assert_eq!((entry.state(), entry.offset()), (Some(State::FullyPresent), 0x1234 << 20));
+        assert_eq!(
+            (entry.state(), entry.offset()),
+            (Some(State::FullyPresent), 0x1234 << 20)
+        );
         assert!(entry.is_present() && Entry::new(State::PartiallyPresent, 0).is_present());
         assert!(!Entry::new(State::Zero, 0).is_present());
         assert!(!Entry::new(State::Unmapped, 0).is_present());
@@ -154,7 +163,11 @@ mod tests {
 
     #[test]
     fn pages_mirror_the_disk() {
-        let geometry = Geometry { block_size: 1 << 20, sector_size: 512, has_parent: false };
+        let geometry = Geometry {
+            block_size: 1 << 20,
+            sector_size: 512,
+            has_parent: false,
+        };
         let bat = Bat::new(geometry);
         assert_eq!(bat.payload(70_000), Entry::default());
         let page = bat.set_payload(4096, Entry::new(State::Zero, 0));

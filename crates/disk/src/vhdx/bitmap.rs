@@ -32,7 +32,10 @@ pub(super) struct Bitmaps {
 impl Bitmaps {
     pub(super) fn new(geometry: Geometry) -> Self {
         let chunks = geometry.blocks(MAX_SIZE).div_ceil(geometry.chunk_ratio()) as usize;
-        Self { geometry, chunks: (0..chunks).map(|_| OnceLock::new()).collect() }
+        Self {
+            geometry,
+            chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
+        }
     }
 
     fn slot(&self, id: PageId) -> &OnceLock<Page> {
@@ -51,7 +54,10 @@ impl Bitmaps {
         backing::read_exact(file, block_at + id.page * LOG_SECTOR, &mut bytes)?;
         Ok(slot.get_or_init(|| {
             let (words, _) = bytes.as_chunks::<8>();
-            words.iter().map(|w| AtomicU64::new(u64::from_le_bytes(*w))).collect()
+            words
+                .iter()
+                .map(|w| AtomicU64::new(u64::from_le_bytes(*w)))
+                .collect()
         }))
     }
 
@@ -71,7 +77,10 @@ impl Bitmaps {
     fn locate(&self, sector: u64) -> (PageId, u64) {
         let per_chunk = MIB * 8;
         let bit = sector % per_chunk;
-        let id = PageId { chunk: sector / per_chunk, page: bit / BITS_PER_PAGE };
+        let id = PageId {
+            chunk: sector / per_chunk,
+            page: bit / BITS_PER_PAGE,
+        };
         (id, bit % BITS_PER_PAGE)
     }
 
@@ -89,7 +98,11 @@ impl Bitmaps {
             let page = self.page(file, block_at, id)?;
             let word = page[(bit / 64) as usize].load(Ordering::Acquire) >> (bit % 64);
             let wanted = *present.get_or_insert(word & 1 == 1);
-            let same = if wanted { (!word).trailing_zeros() } else { word.trailing_zeros() };
+            let same = if wanted {
+                (!word).trailing_zeros()
+            } else {
+                word.trailing_zeros()
+            };
             let left = 64 - bit % 64;
             let same = u64::from(same).min(left);
             count += same;
@@ -156,7 +169,11 @@ mod tests {
 
     #[test]
     fn runs_and_marks_agree_with_a_plain_model() {
-        let geometry = Geometry { block_size: MIB, sector_size: 512, has_parent: true };
+        let geometry = Geometry {
+            block_size: MIB,
+            sector_size: 512,
+            has_parent: true,
+        };
         let bitmaps = Bitmaps::new(geometry);
         let file = SimBacking::from_bytes(&vec![0; MIB as usize]);
         let mut model = vec![false; 70_000];
@@ -165,9 +182,14 @@ mod tests {
             let (start, value) = (random.usize(..69_000), random.bool());
             let count = random.usize(1..900);
             model[start..start + count].fill(value);
-            bitmaps.mark(&file, 0, start as u64, count as u64, value).expect("mark");
+            bitmaps
+                .mark(&file, 0, start as u64, count as u64, value)
+                .expect("mark");
             let at = random.usize(..69_000);
-            let same = model[at..at + 1000].iter().take_while(|b| **b == model[at]).count();
+            let same = model[at..at + 1000]
+                .iter()
+                .take_while(|b| **b == model[at])
+                .count();
             let run = bitmaps.run(&file, 0, at as u64, 1000).expect("run");
             assert_eq!(run, (model[at], same as u64));
         }
@@ -175,12 +197,23 @@ mod tests {
 
     #[test]
     fn only_pages_that_change_are_reported() {
-        let geometry = Geometry { block_size: MIB, sector_size: 512, has_parent: true };
+        let geometry = Geometry {
+            block_size: MIB,
+            sector_size: 512,
+            has_parent: true,
+        };
         let bitmaps = Bitmaps::new(geometry);
         bitmaps.reset(0);
         let file = SimBacking::new();
-        let pages = bitmaps.mark(&file, 0, BITS_PER_PAGE - 1, 2, true).expect("mark");
+        let pages = bitmaps
+            .mark(&file, 0, BITS_PER_PAGE - 1, 2, true)
+            .expect("mark");
         assert_eq!(pages.len(), 2);
-        assert!(bitmaps.mark(&file, 0, BITS_PER_PAGE - 1, 2, true).expect("mark").is_empty());
+        assert!(
+            bitmaps
+                .mark(&file, 0, BITS_PER_PAGE - 1, 2, true)
+                .expect("mark")
+                .is_empty()
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Making metadata durable: the log is written first, then the tables (MS-VHDX 2.3).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 use zerocopy::IntoBytes;
@@ -94,7 +95,11 @@ impl Meta {
     /// Writes one log entry and makes it durable. Afterwards the pages may be written in place.
     fn log(&mut self, file: &dyn Backing, pages: &[(u64, Page)]) -> Result<()> {
         let fresh = self.header.log.is_nil();
-        let log_guid = if fresh { Uuid::new_v4() } else { self.header.log };
+        let log_guid = if fresh {
+            Uuid::new_v4()
+        } else {
+            self.header.log
+        };
         if fresh {
             (self.log_position, self.log_sequence) = (0, 0);
         }
@@ -102,10 +107,18 @@ impl Meta {
         let entry = self.encode_entry(log_guid, pages);
         if entry.len() as u64 > length / 2 {
             let reason = format!("{} changes do not fit into the log", pages.len());
-            return Err(DiskError::unsupported("VHDX log", self.header.log_offset, reason));
+            return Err(DiskError::unsupported(
+                "VHDX log",
+                self.header.log_offset,
+                reason,
+            ));
         }
         let first = entry.len().min((length - self.log_position) as usize);
-        backing::write_all(file, self.header.log_offset + self.log_position, &entry[..first])?;
+        backing::write_all(
+            file,
+            self.header.log_offset + self.log_position,
+            &entry[..first],
+        )?;
         if first < entry.len() {
             backing::write_all(file, self.header.log_offset, &entry[first..])?;
         }
@@ -146,7 +159,9 @@ impl Meta {
                 sequence: sequence.into(),
             };
             descriptor.leading.copy_from_slice(&page[..8]);
-            descriptor.trailing.copy_from_slice(&page[LOG_SECTOR as usize - 4..]);
+            descriptor
+                .trailing
+                .copy_from_slice(&page[LOG_SECTOR as usize - 4..]);
             entry.extend_from_slice(descriptor.as_bytes());
         }
         entry.resize(area as usize, 0);
@@ -157,7 +172,9 @@ impl Meta {
                 data: [0; 4084],
                 sequence_low: (sequence as u32).into(),
             };
-            sector.data.copy_from_slice(&page[8..LOG_SECTOR as usize - 4]);
+            sector
+                .data
+                .copy_from_slice(&page[8..LOG_SECTOR as usize - 4]);
             entry.extend_from_slice(sector.as_bytes());
         }
         header.checksum = crc32c::crc32c(&entry).into();
@@ -171,7 +188,11 @@ impl Vhdx {
     pub(super) fn commit(&self, meta: &mut Meta) -> Result<()> {
         if meta.broken {
             let source = std::io::Error::other("an earlier flush failed");
-            return Err(DiskError::Io { action: "flush the file", offset: 0, source });
+            return Err(DiskError::Io {
+                action: "flush the file",
+                offset: 0,
+                source,
+            });
         }
         let result = self.try_commit(meta);
         meta.broken = result.is_err();
@@ -205,7 +226,10 @@ impl Vhdx {
     fn snapshot(&self, meta: &Meta) -> Vec<(u64, Page)> {
         let mut pages = Vec::with_capacity(meta.dirty_pages());
         for &page in &meta.dirty_bat {
-            pages.push((meta.bat_region.offset + page * LOG_SECTOR, self.bat.page_bytes(page)));
+            pages.push((
+                meta.bat_region.offset + page * LOG_SECTOR,
+                self.bat.page_bytes(page),
+            ));
         }
         for &id in &meta.dirty_bitmaps {
             let block = self.bat.bitmap(id.chunk).offset();
@@ -213,24 +237,30 @@ impl Vhdx {
                 pages.push((block + id.page * LOG_SECTOR, bytes));
             }
         }
-        pages.extend(meta.dirty_sectors.iter().map(|(at, page)| (*at, page.clone())));
+        pages.extend(
+            meta.dirty_sectors
+                .iter()
+                .map(|(at, page)| (*at, page.clone())),
+        );
         pages
     }
 
     /// Commits when so much has changed that the next change might not fit one log entry.
     pub(super) fn make_room(&self, meta: &mut Meta) -> Result<()> {
-        if meta.dirty_pages() >= MAX_DIRTY { self.commit(meta) } else { Ok(()) }
+        if meta.dirty_pages() >= MAX_DIRTY {
+            self.commit(meta)
+        } else {
+            Ok(())
+        }
     }
 
     /// Commits, and leaves the file as after a clean shutdown.
     pub(super) fn shut(&self) -> Result<()> {
-        if self.read_only() {
+        if !self.writing.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut meta = self.meta.lock();
-        if meta.is_dirty() {
-            self.commit(&mut meta)?;
-        }
+        self.commit(&mut meta)?;
         meta.retire_log(&*self.file)
     }
 }

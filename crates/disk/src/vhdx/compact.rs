@@ -7,7 +7,7 @@ use super::Vhdx;
 use super::bat::{Entry, State};
 use super::commit::Meta;
 use super::layout::MIB;
-use crate::backing::{self, Backing};
+use crate::backing;
 use crate::error::{DiskError, IoContext, Result};
 use crate::iov;
 use crate::progress::{ProgressFn, report};
@@ -21,7 +21,10 @@ enum Owner {
 
 impl Vhdx {
     /// Makes the file as small as its contents allow; returns the bytes by which it shrank.
-    pub(crate) fn compact(&self, progress: &mut ProgressFn<'_>) -> Result<u64> {
+    ///
+    /// # Errors
+    /// [`DiskError::Invalid`] for a fixed disk, [`DiskError::Cancelled`], or what the host reports.
+    pub fn compact(&self, progress: &mut ProgressFn<'_>) -> Result<u64> {
         if self.leave_allocated {
             return Err(DiskError::invalid("a fixed disk has nothing to compact"));
         }
@@ -39,6 +42,9 @@ impl Vhdx {
         self.commit(&mut self.meta.lock())?;
         self.close_gaps(blocks, progress)?;
         self.cut_end()?;
+        // The next change of a guest is one again.
+        self.keep_identity.store(false, Ordering::Release);
+        self.writing.store(false, Ordering::Release);
         report(progress, self.size(), self.size())?;
         Ok(before.saturating_sub(backing::len(&*self.file)?))
     }
@@ -47,7 +53,9 @@ impl Vhdx {
         if self.bat.payload(block).state() != Some(State::FullyPresent) {
             return Ok(());
         }
-        let Some(_alone) = self.shards.alone(block) else { return Ok(()) };
+        let Some(_alone) = self.shards.alone(block) else {
+            return Ok(());
+        };
         let entry = self.bat.payload(block);
         if entry.state() != Some(State::FullyPresent) {
             return Ok(());
@@ -72,14 +80,22 @@ impl Vhdx {
         let total = owners.len() as u64;
         for (done, (_, owner)) in owners.into_iter().enumerate() {
             let half = self.size() / 2;
-            report(progress, half + (half as u128 * done as u128 / u128::from(total)) as u64, self.size())?;
+            report(
+                progress,
+                half + (half as u128 * done as u128 / u128::from(total)) as u64,
+                self.size(),
+            )?;
             match owner {
                 Owner::Payload(block) => {
-                    let Some(_alone) = self.shards.alone(block) else { continue };
+                    let Some(_alone) = self.shards.alone(block) else {
+                        continue;
+                    };
                     self.lower(owner)?;
                 }
                 Owner::Bitmap(_) => {
-                    let _all = self.shards.all_alone();
+                    let Some(_all) = self.shards.all_alone() else {
+                        continue;
+                    };
                     self.lower(owner)?;
                 }
             }
@@ -95,7 +111,10 @@ impl Vhdx {
         let bitmaps = (0..chunks)
             .map(|chunk| (self.bat.bitmap(chunk), Owner::Bitmap(chunk)))
             .filter(|(entry, _)| entry.is_bitmap_present());
-        payload.chain(bitmaps).map(|(entry, owner)| (entry.offset(), owner)).collect()
+        payload
+            .chain(bitmaps)
+            .map(|(entry, owner)| (entry.offset(), owner))
+            .collect()
     }
 
     /// Moves a block to the first gap before it, if there is one.
@@ -110,7 +129,9 @@ impl Vhdx {
         if !entry.is_present() {
             return Ok(());
         }
-        let Some(to) = meta.space.take_below(len, from) else { return Ok(()) };
+        let Some(to) = meta.space.take_below(len, from) else {
+            return Ok(());
+        };
         if let Err(error) = self.copy_block(from, to, len) {
             meta.space.give(to, len);
             return Err(error);
@@ -132,7 +153,9 @@ impl Vhdx {
         for at in (0..len).step_by(MIB as usize) {
             backing::read_exact(&*self.file, from + at, &mut buffer)?;
             if iov::is_zero(&buffer) {
-                self.file.punch_hole(to + at, MIB).at("clear space", to + at)?;
+                self.file
+                    .punch_hole(to + at, MIB)
+                    .at("clear space", to + at)?;
             } else {
                 backing::write_all(&*self.file, to + at, &buffer)?;
             }

@@ -40,9 +40,15 @@ pub(crate) fn create(file: &dyn Backing, new: &NewVhdx<'_>) -> Result<()> {
     };
     let bat_len = (geometry.bat_entries(new.size) * 8).next_multiple_of(MIB);
     let payload_at = BAT_AT + bat_len;
-    let payload = if new.fixed { geometry.blocks(new.size) * geometry.block_size } else { 0 };
-    file.set_len(payload_at + payload).at("grow the file", payload_at + payload)?;
-    file.reserve(payload_at, payload).at("reserve space", payload_at)?;
+    let payload = if new.fixed {
+        geometry.blocks(new.size) * geometry.block_size
+    } else {
+        0
+    };
+    file.set_len(payload_at + payload)
+        .at("grow the file", payload_at + payload)?;
+    file.reserve(payload_at, payload)
+        .at("reserve space", payload_at)?;
     write_metadata(file, new, geometry)?;
     if new.fixed {
         write_fixed_table(file, geometry, new.size, payload_at)?;
@@ -53,15 +59,20 @@ pub(crate) fn create(file: &dyn Backing, new: &NewVhdx<'_>) -> Result<()> {
 fn check(new: &NewVhdx<'_>) -> Result<()> {
     let block = u64::from(new.block_size);
     if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
-        return Err(DiskError::invalid("a VHDX block is a power of two from 1 to 256 MiB"));
+        return Err(DiskError::invalid(
+            "a VHDX block is a power of two from 1 to 256 MiB",
+        ));
     }
     for sector in [new.logical_sector_size, new.physical_sector_size] {
         if sector != 512 && sector != 4096 {
             return Err(DiskError::invalid("a VHDX sector has 512 or 4096 bytes"));
         }
     }
-    if new.size == 0 || new.size > MAX_SIZE || new.size % u64::from(new.logical_sector_size) != 0 {
-        return Err(DiskError::invalid("a VHDX disk has whole sectors, and at most 64 TiB"));
+    let whole = new.size.is_multiple_of(u64::from(new.logical_sector_size));
+    if new.size == 0 || new.size > MAX_SIZE || !whole {
+        return Err(DiskError::invalid(
+            "a VHDX disk has whole sectors, and at most 64 TiB",
+        ));
     }
     if new.fixed && new.parent.is_some() {
         return Err(DiskError::invalid("a fixed disk has no parent"));
@@ -70,7 +81,10 @@ fn check(new: &NewVhdx<'_>) -> Result<()> {
 }
 
 fn write_metadata(file: &dyn Backing, new: &NewVhdx<'_>, geometry: Geometry) -> Result<()> {
-    let locator = new.parent.as_ref().map(|p| Locator::new(p.linkage, p.relative, p.absolute));
+    let locator = new
+        .parent
+        .as_ref()
+        .map(|p| Locator::new(p.linkage, p.relative, p.absolute));
     let bytes = metadata::encode(&NewMetadata {
         geometry,
         leave_allocated: new.fixed,

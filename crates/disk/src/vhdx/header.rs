@@ -40,7 +40,11 @@ pub(super) fn read_header(file: &dyn Backing) -> Result<HeaderState> {
     let mut signature = [0; 8];
     backing::read_exact(file, 0, &mut signature)?;
     if signature != FILE_ID_SIGNATURE {
-        return Err(DiskError::corrupt("VHDX file type identifier", 0, "the signature is missing"));
+        return Err(DiskError::corrupt(
+            "VHDX file type identifier",
+            0,
+            "the signature is missing",
+        ));
     }
     let found = [read_slot(file, 0)?, read_slot(file, 1)?];
     let both_valid = found.iter().all(Option::is_some);
@@ -54,7 +58,11 @@ pub(super) fn read_header(file: &dyn Backing) -> Result<HeaderState> {
         [Some(a), Some(b)] => usize::from(b.sequence.get() > a.sequence.get()),
     };
     let Some(header) = found[slot] else {
-        return Err(DiskError::corrupt(HEADER, HEADER_OFFSETS[slot], "it vanished"));
+        return Err(DiskError::corrupt(
+            HEADER,
+            HEADER_OFFSETS[slot],
+            "it vanished",
+        ));
     };
     check_header(&header, slot, both_valid, file_len)
 }
@@ -62,7 +70,9 @@ pub(super) fn read_header(file: &dyn Backing) -> Result<HeaderState> {
 fn read_slot(file: &dyn Backing, slot: usize) -> Result<Option<Header>> {
     let mut bytes = [0u8; LOG_SECTOR as usize];
     backing::read_exact(file, HEADER_OFFSETS[slot], &mut bytes)?;
-    let Ok(header) = Header::read_from_bytes(&bytes) else { return Ok(None) };
+    let Ok(header) = Header::read_from_bytes(&bytes) else {
+        return Ok(None);
+    };
     let valid = header.signature == *b"head" && header.checksum.get() == checksum(&bytes);
     Ok(valid.then_some(header))
 }
@@ -78,7 +88,9 @@ fn check_header(h: &Header, slot: usize, both_valid: bool, file_len: u64) -> Res
         return Err(DiskError::unsupported(HEADER, at, reason));
     }
     let (offset, length) = (h.log_offset.get(), u64::from(h.log_length.get()));
-    let inside = offset.checked_add(length).is_some_and(|end| end <= file_len);
+    let inside = offset
+        .checked_add(length)
+        .is_some_and(|end| end <= file_len);
     if offset < MIB || offset % MIB != 0 || length == 0 || length % MIB != 0 || !inside {
         let reason = format!("the log of {length:#x} bytes at {offset:#x} is misplaced");
         return Err(DiskError::corrupt(HEADER, at, reason));
@@ -101,7 +113,11 @@ impl HeaderState {
     pub(super) fn write(&mut self, file: &dyn Backing) -> Result<()> {
         let slot = 1 - self.slot;
         let sequence = self.sequence.checked_add(1).ok_or_else(|| {
-            DiskError::corrupt(HEADER, HEADER_OFFSETS[self.slot], "no sequence numbers are left")
+            DiskError::corrupt(
+                HEADER,
+                HEADER_OFFSETS[self.slot],
+                "no sequence numbers are left",
+            )
         })?;
         backing::write_all(file, HEADER_OFFSETS[slot], &self.encode(sequence))?;
         backing::flush(file)?;
@@ -133,12 +149,6 @@ pub(super) struct Region {
     pub(super) required: bool,
 }
 
-impl Region {
-    pub(super) fn end(&self) -> u64 {
-        self.offset + u64::from(self.length)
-    }
-}
-
 /// The region table (MS-VHDX 2.2.3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Regions {
@@ -164,7 +174,11 @@ pub(super) fn read_regions(file: &dyn Backing) -> Result<Regions> {
     };
     let Some((at, all)) = copies.into_iter().flatten().next() else {
         let reason = "neither of the two copies has a valid signature, checksum and entry count";
-        return Err(DiskError::corrupt(REGION_TABLE, REGION_TABLE_OFFSETS[0], reason));
+        return Err(DiskError::corrupt(
+            REGION_TABLE,
+            REGION_TABLE_OFFSETS[0],
+            reason,
+        ));
     };
     check_regions(at, all, both_valid, file_len)
 }
@@ -177,7 +191,9 @@ fn region_entries(bytes: &[u8]) -> Option<Vec<Region>> {
     {
         return None;
     }
-    let entries = rest.chunks_exact(size_of::<RegionEntry>()).take(header.count.get() as usize);
+    let entries = rest
+        .chunks_exact(size_of::<RegionEntry>())
+        .take(header.count.get() as usize);
     entries
         .map(|raw| {
             let entry = RegionEntry::read_from_bytes(raw).ok()?;
@@ -199,14 +215,22 @@ fn check_regions(at: u64, all: Vec<Region>, both_valid: bool, file_len: u64) -> 
     for region in &sorted {
         let (guid, length) = (region.guid, u64::from(region.length));
         if region.offset % MIB != 0 || length % MIB != 0 || length == 0 {
-            return Err(corrupt(format!("region {guid} is not a whole number of MiB")));
+            return Err(corrupt(format!(
+                "region {guid} is not a whole number of MiB"
+            )));
         }
         if region.offset < free_from {
-            return Err(corrupt(format!("region {guid} overlaps what lies before it")));
+            return Err(corrupt(format!(
+                "region {guid} overlaps what lies before it"
+            )));
         }
         free_from = match region.offset.checked_add(length) {
             Some(end) if end <= file_len => end,
-            _ => return Err(corrupt(format!("region {guid} reaches past the end of the file"))),
+            _ => {
+                return Err(corrupt(format!(
+                    "region {guid} reaches past the end of the file"
+                )));
+            }
         };
         let known = guid == REGION_BAT || guid == REGION_METADATA;
         if region.required && !known {
@@ -223,7 +247,12 @@ fn check_regions(at: u64, all: Vec<Region>, both_valid: bool, file_len: u64) -> 
         }
     };
     let (bat, metadata) = (only(REGION_BAT, "BAT")?, only(REGION_METADATA, "metadata")?);
-    Ok(Regions { bat, metadata, all, both_valid })
+    Ok(Regions {
+        bat,
+        metadata,
+        all,
+        both_valid,
+    })
 }
 
 /// Lays out a region table, 64 KiB with its checksum.

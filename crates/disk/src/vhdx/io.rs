@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Vhdx;
 use super::bat::{Entry, State};
-use crate::backing::{self, Backing};
+use crate::backing;
 use crate::error::{DiskError, IoContext, Result};
 use crate::iov;
 use crate::types::{
@@ -14,7 +14,7 @@ use crate::types::{
     read_from_parent,
 };
 
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A part of a request that lies in one block.
 #[derive(Clone, Copy)]
@@ -36,7 +36,12 @@ impl Vhdx {
                 return None;
             }
             let (block, within) = ((offset + done) / block_size, (offset + done) % block_size);
-            let piece = Piece { block, within, len: (block_size - within).min(len - done), done };
+            let piece = Piece {
+                block,
+                within,
+                len: (block_size - within).min(len - done),
+                done,
+            };
             done += piece.len;
             Some(piece)
         })
@@ -98,8 +103,7 @@ impl Vhdx {
         let (mut within, end) = (piece.within, piece.within + piece.len);
         while within < end {
             let left = (end - within) / sector;
-            let (present, count) =
-                bitmaps.run(&*self.file, at, first + within / sector, left)?;
+            let (present, count) = bitmaps.run(&*self.file, at, first + within / sector, left)?;
             visit(present, within, count * sector)?;
             within += count * sector;
         }
@@ -130,7 +134,9 @@ impl Vhdx {
                 self.file.write_zeroes(at, piece.len).at("write zeros", at)
             }
             Some(State::PartiallyPresent) => {
-                self.file.write_zeroes(at, piece.len).at("write zeros", at)?;
+                self.file
+                    .write_zeroes(at, piece.len)
+                    .at("write zeros", at)?;
                 self.mark_present(piece.block, piece.within, piece.len)
             }
             Some(State::NotPresent) if self.geometry.has_parent => {
@@ -145,7 +151,11 @@ impl Vhdx {
         let mut done = 0;
         while done < piece.len {
             let len = (piece.len - done).min(ZEROS.len() as u64);
-            let part = Piece { within: piece.within + done, len, ..piece };
+            let part = Piece {
+                within: piece.within + done,
+                len,
+                ..piece
+            };
             self.write_piece(part, &[IoSlice::new(&ZEROS[..len as usize])])?;
             done += len;
         }
@@ -171,7 +181,7 @@ impl Vhdx {
         let entry = self.bat.payload(piece.block);
         if entry.state() == Some(State::FullyPresent) {
             let at = entry.offset() + piece.within;
-            return self.file.punch_hole(at, piece.len).at("free space", at);
+            return self.file.discard(at, piece.len).at("free space", at);
         }
         Ok(())
     }
@@ -186,7 +196,14 @@ impl Vhdx {
                 return self.each_run(piece, |present, within, len| {
                     let file = Place::File(entry.offset() + within);
                     let place = if present { file } else { Place::Parent };
-                    push_extent(extents, Extent { offset: start + within, len, place });
+                    push_extent(
+                        extents,
+                        Extent {
+                            offset: start + within,
+                            len,
+                            place,
+                        },
+                    );
                     Ok(())
                 });
             }
@@ -194,7 +211,14 @@ impl Vhdx {
             _ => Place::Zero,
         };
         debug_assert!(access == Access::Read || !self.read_only());
-        push_extent(extents, Extent { offset, len: piece.len, place });
+        push_extent(
+            extents,
+            Extent {
+                offset,
+                len: piece.len,
+                place,
+            },
+        );
         Ok(())
     }
 }
@@ -257,13 +281,19 @@ impl VirtualDisk for Vhdx {
         if self.leave_allocated {
             return Ok(());
         }
-        self.pieces(offset, len).try_for_each(|piece| self.unmap_piece(piece))
+        self.pieces(offset, len)
+            .try_for_each(|piece| self.unmap_piece(piece))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
         self.begin_write()?;
         self.check(offset, len)?;
         for piece in self.pieces(offset, len) {
+            let entry = self.bat.payload(piece.block);
+            let shows_parent = self.geometry.has_parent && entry.state() == Some(State::NotPresent);
+            if !entry.is_present() && !shows_parent {
+                continue;
+            }
             let freed = !self.leave_allocated
                 && self.is_whole(piece)
                 && self.free_block(piece.block, State::Zero)?;
@@ -283,14 +313,17 @@ impl VirtualDisk for Vhdx {
             self.begin_write()?;
         }
         self.check(offset, len)?;
-        let blocks = offset / self.geometry.block_size
-            ..(offset + len).div_ceil(self.geometry.block_size);
+        let blocks =
+            offset / self.geometry.block_size..(offset + len).div_ceil(self.geometry.block_size);
         let lease = self.shards.lease(blocks);
         let mut extents = Vec::new();
         for piece in self.pieces(offset, len) {
             self.map_piece(piece, access, &mut extents)?;
         }
-        Ok(Mapping { extents, _lease: lease })
+        Ok(Mapping {
+            extents,
+            _lease: lease,
+        })
     }
 
     fn file(&self) -> Option<BorrowedFd<'_>> {

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
 /// Largest disk that the format allows: 64 TiB.
-pub(crate) const MAX_SIZE: u64 = 64 << 40;
+pub(super) const MAX_SIZE: u64 = 64 << 40;
 /// No honest file is larger: the largest disk, its tables, and room to spare.
 pub(super) const MAX_FILE: u64 = 128 << 40;
 /// Unit in which the log records changes.
@@ -143,7 +143,9 @@ on_disk! {
 
 /// CRC-32C of a structure whose own checksum field, four bytes at offset 4, counts as zero.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
-    let Some((head, rest)) = bytes.split_at_checked(8) else { return crc32c::crc32c(bytes) };
+    let Some((head, rest)) = bytes.split_at_checked(8) else {
+        return crc32c::crc32c(bytes);
+    };
     let crc = crc32c::crc32c_append(crc32c::crc32c(&head[..4]), &[0; 4]);
     crc32c::crc32c_append(crc, rest)
 }
@@ -189,11 +191,6 @@ impl Geometry {
             blocks + blocks.saturating_sub(1) / self.chunk_ratio()
         }
     }
-
-    /// Bytes of sector bitmap for one payload block.
-    pub(super) fn bitmap_bytes_per_block(&self) -> u64 {
-        self.block_size / u64::from(self.sector_size) / 8
-    }
 }
 
 #[cfg(test)]
@@ -216,7 +213,11 @@ mod tests {
 
     #[test]
     fn bat_indexes_interleave_bitmap_blocks() {
-        let geometry = Geometry { block_size: 32 * MIB, sector_size: 512, has_parent: false };
+        let geometry = Geometry {
+            block_size: 32 * MIB,
+            sector_size: 512,
+            has_parent: false,
+        };
         assert_eq!(geometry.chunk_ratio(), 128);
         assert_eq!(geometry.payload_index(127), 127);
         assert_eq!(geometry.payload_index(128), 129);
@@ -224,9 +225,16 @@ mod tests {
         assert_eq!(geometry.bitmap_index(1), 257);
         assert_eq!(geometry.bat_entries(128 * 32 * MIB), 128);
         assert_eq!(geometry.bat_entries(129 * 32 * MIB), 130);
-        let child = Geometry { has_parent: true, ..geometry };
+        let child = Geometry {
+            has_parent: true,
+            ..geometry
+        };
         assert_eq!(child.bat_entries(1), 129);
-        let big = Geometry { block_size: MIB, sector_size: 4096, has_parent: false };
+        let big = Geometry {
+            block_size: MIB,
+            sector_size: 4096,
+            has_parent: false,
+        };
         assert_eq!(big.chunk_ratio(), 32768);
     }
 

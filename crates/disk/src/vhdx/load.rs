@@ -35,14 +35,28 @@ pub(super) fn load(file: &dyn Backing, header: &HeaderState) -> Result<Loaded> {
     loader.read(file, metadata.virtual_size)?;
     let space = Space::from_used(loader.used, backing::len(file)?)?;
     let (bat, allocated_blocks) = (loader.bat, loader.allocated_blocks);
-    Ok(Loaded { regions, metadata, bat, space, allocated_blocks })
+    Ok(Loaded {
+        regions,
+        metadata,
+        bat,
+        space,
+        allocated_blocks,
+    })
 }
 
 fn fixed_parts(header: &HeaderState, regions: &Regions) -> Vec<Used> {
     let log_len = u64::from(header.log_length);
     let mut used = vec![
-        Used { offset: 0, len: MIB, what: "VHDX header section" },
-        Used { offset: header.log_offset, len: log_len, what: "VHDX log" },
+        Used {
+            offset: 0,
+            len: MIB,
+            what: "VHDX header section",
+        },
+        Used {
+            offset: header.log_offset,
+            len: log_len,
+            what: "VHDX log",
+        },
     ];
     used.extend(regions.all.iter().map(|region| Used {
         offset: region.offset,
@@ -112,7 +126,9 @@ impl Loader {
         };
         if state == State::PartiallyPresent {
             if !self.geometry.has_parent {
-                return Err(corrupt("is partially present, but there is no parent".into()));
+                return Err(corrupt(
+                    "is partially present, but there is no parent".into(),
+                ));
             }
             let chunk = index / period;
             if self.partial_chunks.last() != Some(&chunk) {
@@ -126,10 +142,18 @@ impl Loader {
         if holds_space {
             self.allocated_blocks += 1;
             let (offset, len) = (entry.offset(), self.geometry.block_size);
-            self.used.push(Used { offset, len, what: "VHDX payload block" });
+            self.used.push(Used {
+                offset,
+                len,
+                what: "VHDX payload block",
+            });
         }
         // Where nothing is kept, the offset means nothing either.
-        let kept = if holds_space { entry } else { Entry::new(state, 0) };
+        let kept = if holds_space {
+            entry
+        } else {
+            Entry::new(state, 0)
+        };
         self.bat.load(index, kept);
         Ok(())
     }
@@ -138,7 +162,11 @@ impl Loader {
         if !entry.is_bitmap_present() {
             return Ok(());
         }
-        self.used.push(Used { offset: entry.offset(), len: MIB, what: "VHDX sector bitmap block" });
+        self.used.push(Used {
+            offset: entry.offset(),
+            len: MIB,
+            what: "VHDX sector bitmap block",
+        });
         self.bat.load(index, entry);
         Ok(())
     }
@@ -148,7 +176,11 @@ impl Loader {
             if !self.bat.bitmap(chunk).is_bitmap_present() {
                 let index = self.geometry.bitmap_index(chunk);
                 let reason = format!("entry {index} lacks the sector bitmap of chunk {chunk}");
-                return Err(DiskError::corrupt(BAT, self.region.offset + index * 8, reason));
+                return Err(DiskError::corrupt(
+                    BAT,
+                    self.region.offset + index * 8,
+                    reason,
+                ));
             }
         }
         Ok(())

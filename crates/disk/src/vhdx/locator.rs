@@ -30,7 +30,10 @@ impl Locator {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.pairs.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+        self.pairs
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, v)| v.as_str())
     }
 
     /// Sets or removes a pair.
@@ -137,7 +140,9 @@ fn braced(guid: Uuid) -> String {
 }
 
 fn utf16le(raw: &[u8]) -> Option<String> {
-    let (units, []) = raw.as_chunks::<2>() else { return None };
+    let (units, []) = raw.as_chunks::<2>() else {
+        return None;
+    };
     let units: Vec<u16> = units.iter().map(|b| u16::from_le_bytes(*b)).collect();
     String::from_utf16(&units).ok()
 }

@@ -49,7 +49,11 @@ pub(super) fn read(file: &dyn Backing, header: &HeaderState) -> Result<Replay> {
     if header.log.is_nil() {
         return Ok(Replay::default());
     }
-    let log = Log { file, header, length: u64::from(header.log_length) };
+    let log = Log {
+        file,
+        header,
+        length: u64::from(header.log_length),
+    };
     let mut entries = log.find_entries()?;
     let Some(active) = active_sequence(&mut entries, log.length) else {
         // A writer sets the GUID before its first entry is durable; nothing was changed yet.
@@ -59,14 +63,21 @@ pub(super) fn read(file: &dyn Backing, header: &HeaderState) -> Result<Replay> {
     let at = header.log_offset + head.offset;
     let file_len = backing::len(file)?;
     if file_len < head.flushed {
-        let reason = format!("the file had {:#x} bytes, now {file_len:#x}: it was cut", head.flushed);
+        let reason = format!(
+            "the file had {:#x} bytes, now {file_len:#x}: it was cut",
+            head.flushed
+        );
         return Err(DiskError::corrupt(ENTRY, at, reason));
     }
     if head.last > MAX_FILE {
         let reason = format!("a file of {:#x} bytes is impossible", head.last);
         return Err(DiskError::corrupt(ENTRY, at, reason));
     }
-    let mut replay = Replay { min_len: head.last, entries: active.len(), ..Replay::default() };
+    let mut replay = Replay {
+        min_len: head.last,
+        entries: active.len(),
+        ..Replay::default()
+    };
     let limit = file_len.max(head.last);
     for entry in active {
         log.collect(entry, limit, &mut replay.changes)?;
@@ -79,8 +90,11 @@ fn active_sequence(entries: &mut [Entry], length: u64) -> Option<&[Entry]> {
     entries.sort_by_key(|e| e.sequence);
     // `run_start[i]`: first index of the unbroken run that entry i belongs to.
     let mut run_start: Vec<usize> = Vec::with_capacity(entries.len());
-    let by_offset: HashMap<u64, usize> =
-        entries.iter().enumerate().map(|(i, e)| (e.offset, i)).collect();
+    let by_offset: HashMap<u64, usize> = entries
+        .iter()
+        .enumerate()
+        .map(|(i, e)| (e.offset, i))
+        .collect();
     for (i, entry) in entries.iter().enumerate() {
         let start = match i.checked_sub(1).map(|p| &entries[p]) {
             Some(before) if follows(before, entry, length) => run_start[i - 1],
@@ -138,7 +152,9 @@ impl Log<'_> {
     /// The entry that starts at `offset`, if there is a whole and valid one.
     fn entry(&self, offset: u64) -> Result<Option<Entry>> {
         let first = self.sector(offset)?;
-        let Ok((header, _)) = LogHeader::read_from_prefix(&first[..]) else { return Ok(None) };
+        let Ok((header, _)) = LogHeader::read_from_prefix(&first[..]) else {
+            return Ok(None);
+        };
         let length = u64::from(header.entry_length.get());
         let tail = u64::from(header.tail.get());
         let shaped = header.signature == *b"loge"
@@ -182,7 +198,9 @@ impl Log<'_> {
         }
         for i in 0..data {
             let sector = self.sector(entry.offset + data_at + i * LOG_SECTOR)?;
-            let Ok(sector) = LogDataSector::read_from_bytes(&sector[..]) else { return Ok(false) };
+            let Ok(sector) = LogDataSector::read_from_bytes(&sector[..]) else {
+                return Ok(false);
+            };
             let high = u64::from(sector.sequence_high.get()) << 32;
             let sequence = high | u64::from(sector.sequence_low.get());
             if sector.signature != *b"data" || sequence != entry.sequence {
@@ -238,8 +256,11 @@ impl Log<'_> {
         self.each_descriptor(entry, |descriptor| {
             let offset = descriptor.file_offset.get();
             let is_zero = descriptor.signature == *b"zero";
-            let len =
-                if is_zero { u64::from_le_bytes(descriptor.leading) } else { LOG_SECTOR };
+            let len = if is_zero {
+                u64::from_le_bytes(descriptor.leading)
+            } else {
+                LOG_SECTOR
+            };
             self.check_target(at, offset, len, limit)?;
             if is_zero {
                 changes.zero(offset, len);
@@ -259,8 +280,12 @@ impl Log<'_> {
     fn check_target(&self, at: u64, offset: u64, len: u64, limit: u64) -> Result<()> {
         let refuse = |reason: String| Err(DiskError::corrupt(ENTRY, at, reason));
         let end = match offset.checked_add(len) {
-            Some(end) if len % LOG_SECTOR == 0 && end <= limit => end,
-            _ => return refuse(format!("it changes {len:#x} bytes at {offset:#x}, past the end")),
+            Some(end) if len.is_multiple_of(LOG_SECTOR) && end <= limit => end,
+            _ => {
+                return refuse(format!(
+                    "it changes {len:#x} bytes at {offset:#x}, past the end"
+                ));
+            }
         };
         let (log, log_end) = (self.header.log_offset, self.header.log_offset + self.length);
         if offset < REGION_TABLE_OFFSETS[0] || (offset < log_end && end > log) {
@@ -273,4 +298,166 @@ impl Log<'_> {
 /// Bytes of an entry's header and descriptors, in whole sectors.
 pub(super) fn descriptor_area(descriptors: u32) -> u64 {
     (HEADER_LEN + u64::from(descriptors) * DESCRIPTOR_LEN).next_multiple_of(LOG_SECTOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::backing::SimBacking;
+    use crate::vhdx::overlay::Overlay;
+
+    const LOG_AT: u64 = MIB;
+    const TARGET: u64 = 3 * MIB;
+    const GUID: Uuid = Uuid::from_u128(7);
+
+    /// An entry that writes each page, filled with its byte, to its offset.
+    fn entry(sequence: u64, tail: u32, pages: &[(u64, u8)]) -> Vec<u8> {
+        let area = descriptor_area(pages.len() as u32);
+        let mut header = LogHeader {
+            signature: *b"loge",
+            checksum: 0.into(),
+            entry_length: ((area + pages.len() as u64 * LOG_SECTOR) as u32).into(),
+            tail: tail.into(),
+            sequence: sequence.into(),
+            descriptor_count: (pages.len() as u32).into(),
+            reserved: 0.into(),
+            log_guid: GUID.to_bytes_le(),
+            flushed_file_offset: (4 * MIB).into(),
+            last_file_offset: (5 * MIB).into(),
+        };
+        let mut bytes = header.as_bytes().to_vec();
+        for &(offset, byte) in pages {
+            let descriptor = LogDescriptor {
+                signature: *b"desc",
+                trailing: [byte; 4],
+                leading: [byte; 8],
+                file_offset: offset.into(),
+                sequence: sequence.into(),
+            };
+            bytes.extend_from_slice(descriptor.as_bytes());
+        }
+        bytes.resize(area as usize, 0);
+        for &(_, byte) in pages {
+            let sector = LogDataSector {
+                signature: *b"data",
+                sequence_high: ((sequence >> 32) as u32).into(),
+                data: [byte; 4084],
+                sequence_low: (sequence as u32).into(),
+            };
+            bytes.extend_from_slice(sector.as_bytes());
+        }
+        header.checksum = crc32c::crc32c(&bytes).into();
+        bytes[..64].copy_from_slice(header.as_bytes());
+        bytes
+    }
+
+    /// Puts entries into a circular log and gives the first byte of four target pages after
+    /// replay.
+    fn replayed(entries: &[(u64, Vec<u8>)]) -> Result<([u8; 4], usize)> {
+        let file = Arc::new(SimBacking::from_bytes(&vec![0xee; 4 * MIB as usize]));
+        for (offset, bytes) in entries {
+            for (i, part) in bytes.chunks(LOG_SECTOR as usize).enumerate() {
+                let at = (offset + i as u64 * LOG_SECTOR) % MIB;
+                backing::write_all(&*file, LOG_AT + at, part)?;
+            }
+        }
+        let header = HeaderState {
+            slot: 0,
+            sequence: 1,
+            file_write: GUID,
+            data_write: GUID,
+            log: GUID,
+            log_offset: LOG_AT,
+            log_length: MIB as u32,
+            both_valid: true,
+        };
+        let replay = read(&*file, &header)?;
+        let count = replay.entries;
+        let overlay = Overlay::new(file, replay.changes, replay.min_len)?;
+        let mut found = [0; 4];
+        for (i, byte) in found.iter_mut().enumerate() {
+            let at = TARGET + i as u64 * LOG_SECTOR;
+            backing::read_exact(&overlay, at, std::slice::from_mut(byte))?;
+        }
+        Ok((found, count))
+    }
+
+    fn page(i: u64, byte: u8) -> (u64, u8) {
+        (TARGET + i * LOG_SECTOR, byte)
+    }
+
+    #[test]
+    fn a_sequence_is_replayed_from_its_tail_and_later_entries_win() {
+        let entries = [
+            (0, entry(10, 0, &[page(0, 1)])),
+            (8192, entry(11, 8192, &[page(0, 2), page(1, 2)])),
+            (20480, entry(12, 8192, &[page(1, 3), page(2, 3)])),
+        ];
+        // Entry 10 lies before the tail of the last one, so it is already in place.
+        assert_eq!(replayed(&entries).expect("valid"), ([2, 3, 3, 0xee], 2));
+    }
+
+    #[test]
+    fn a_torn_last_entry_is_as_good_as_none() {
+        let mut torn = entry(11, 0, &[page(1, 2)]);
+        torn[5000] ^= 1;
+        let entries = [(0, entry(10, 0, &[page(0, 1)])), (8192, torn)];
+        assert_eq!(
+            replayed(&entries).expect("valid"),
+            ([1, 0xee, 0xee, 0xee], 1)
+        );
+    }
+
+    #[test]
+    fn a_sequence_with_a_hole_does_not_count() {
+        let entries = [
+            (0, entry(10, 0, &[page(0, 1)])),
+            // Entry 11 is gone: what 12 builds on is not there.
+            (16384, entry(12, 0, &[page(1, 2)])),
+        ];
+        assert_eq!(
+            replayed(&entries).expect("valid"),
+            ([1, 0xee, 0xee, 0xee], 1)
+        );
+    }
+
+    #[test]
+    fn entries_wrap_around_the_end_of_the_log() {
+        let end = MIB - 8192;
+        let entries = [
+            (end - 8192, entry(20, (end - 8192) as u32, &[page(0, 1)])),
+            (
+                end,
+                entry(21, (end - 8192) as u32, &[page(1, 2), page(2, 2)]),
+            ),
+            (4096, entry(22, (end - 8192) as u32, &[page(2, 3)])),
+        ];
+        assert_eq!(replayed(&entries).expect("valid"), ([1, 2, 3, 0xee], 3));
+    }
+
+    #[test]
+    fn entries_of_another_log_are_ignored() {
+        let mut foreign = entry(30, 0, &[page(0, 1)]);
+        foreign[32] ^= 1;
+        foreign[4..8].fill(0);
+        let sum = crc32c::crc32c(&foreign);
+        foreign[4..8].copy_from_slice(&sum.to_le_bytes());
+        assert_eq!(replayed(&[(0, foreign)]).expect("valid"), ([0xee; 4], 0));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_refused() {
+        let mut cut = entry(10, 0, &[page(0, 1)]);
+        cut[48..56].copy_from_slice(&(9 * MIB).to_le_bytes());
+        cut[4..8].fill(0);
+        let sum = crc32c::crc32c(&cut);
+        cut[4..8].copy_from_slice(&sum.to_le_bytes());
+        let error = replayed(&[(0, cut)]).expect_err("cut");
+        assert!(error.to_string().contains("it was cut"), "{error}");
+    }
 }

@@ -20,12 +20,6 @@ pub(crate) struct NewParent<'a> {
 }
 
 impl Vhdx {
-    /// Whether any block of the file is in use.
-    pub(crate) fn block_is_local(&self, block: u64) -> bool {
-        let entry = self.bat.payload(block);
-        entry.0 != 0
-    }
-
     /// Keeps the data identity through the changes that follow.
     pub(crate) fn keep_identity(&self) {
         self.keep_identity.store(true, Ordering::Release);
@@ -71,12 +65,17 @@ impl Vhdx {
         self.commit(&mut meta)?;
         let end = |items: &[super::metadata::Item]| {
             let others = items.iter().filter(|i| i.id != ITEM_PARENT_LOCATOR);
-            others.map(|i| u64::from(i.offset) + u64::from(i.length)).max().unwrap_or(0)
+            others
+                .map(|i| u64::from(i.offset) + u64::from(i.length))
+                .max()
+                .unwrap_or(0)
         };
         // Always after every other item, so that it may grow; the log makes the change whole.
         let offset = end(&meta.items).next_multiple_of(LOG_SECTOR);
         if offset + length > u64::from(meta.metadata_region.length) {
-            return Err(DiskError::invalid("the metadata region has no room for the locator"));
+            return Err(DiskError::invalid(
+                "the metadata region has no room for the locator",
+            ));
         }
         for item in &mut meta.items {
             if item.id == ITEM_PARENT_LOCATOR {

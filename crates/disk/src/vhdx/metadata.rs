@@ -44,7 +44,11 @@ pub(super) struct Item {
 /// Reads and checks the metadata region.
 pub(super) fn read(file: &dyn Backing, region: &Region) -> Result<Metadata> {
     let items = read_table(file, region)?;
-    let reader = Reader { file, region, items: &items };
+    let reader = Reader {
+        file,
+        region,
+        items: &items,
+    };
     let params_at = reader.at(ITEM_FILE_PARAMETERS);
     let raw: [u8; 8] = reader.fixed(ITEM_FILE_PARAMETERS, "VHDX file parameters")?;
     let params = FileParameters::read_from_bytes(&raw)
@@ -53,16 +57,28 @@ pub(super) fn read(file: &dyn Backing, region: &Region) -> Result<Metadata> {
     let physical = u32::from_le_bytes(reader.fixed(ITEM_PHYSICAL_SECTOR, "VHDX sector size")?);
     let virtual_size = u64::from_le_bytes(reader.fixed(ITEM_VIRTUAL_SIZE, "VHDX virtual size")?);
     let disk_id = guid(reader.fixed(ITEM_DISK_ID, "VHDX virtual disk ID")?);
-    for (size, id) in [(sector_size, ITEM_LOGICAL_SECTOR), (physical, ITEM_PHYSICAL_SECTOR)] {
+    for (size, id) in [
+        (sector_size, ITEM_LOGICAL_SECTOR),
+        (physical, ITEM_PHYSICAL_SECTOR),
+    ] {
         if size != 512 && size != 4096 {
             let reason = format!("{size} bytes is neither 512 nor 4096");
-            return Err(DiskError::corrupt("VHDX sector size", reader.at(id), reason));
+            return Err(DiskError::corrupt(
+                "VHDX sector size",
+                reader.at(id),
+                reason,
+            ));
         }
     }
     let block_size = u64::from(params.block_size.get());
     if !block_size.is_power_of_two() || !(MIB..=256 * MIB).contains(&block_size) {
-        let reason = format!("a block of {block_size} bytes is not a power of two from 1 to 256 MiB");
-        return Err(DiskError::corrupt("VHDX file parameters", params_at, reason));
+        let reason =
+            format!("a block of {block_size} bytes is not a power of two from 1 to 256 MiB");
+        return Err(DiskError::corrupt(
+            "VHDX file parameters",
+            params_at,
+            reason,
+        ));
     }
     let size_at = reader.at(ITEM_VIRTUAL_SIZE);
     if virtual_size == 0 || virtual_size > MAX_SIZE || virtual_size % u64::from(sector_size) != 0 {
@@ -71,9 +87,17 @@ pub(super) fn read(file: &dyn Backing, region: &Region) -> Result<Metadata> {
     }
     let flags = params.flags.get();
     let has_parent = flags & HAS_PARENT != 0;
-    let locator = if has_parent { Some(reader.locator()?) } else { None };
+    let locator = if has_parent {
+        Some(reader.locator()?)
+    } else {
+        None
+    };
     Ok(Metadata {
-        geometry: Geometry { block_size, sector_size, has_parent },
+        geometry: Geometry {
+            block_size,
+            sector_size,
+            has_parent,
+        },
         leave_allocated: flags & LEAVE_BLOCKS_ALLOCATED != 0,
         virtual_size,
         physical_sector_size: physical,
@@ -115,14 +139,23 @@ fn read_table(file: &dyn Backing, region: &Region) -> Result<Vec<Item>> {
 
 fn check_item(item: &Item, region: &Region) -> Result<()> {
     let corrupt = |reason: String| DiskError::corrupt(TABLE, region.offset, reason);
-    let Item { id, offset, length, flags } = *item;
+    let Item {
+        id,
+        offset,
+        length,
+        flags,
+    } = *item;
     let end = u64::from(offset) + u64::from(length);
     let empty = length == 0 && offset == 0;
     if !empty && (u64::from(offset) < METADATA_TABLE_LEN || end > u64::from(region.length)) {
-        return Err(corrupt(format!("item {id} lies outside the metadata region")));
+        return Err(corrupt(format!(
+            "item {id} lies outside the metadata region"
+        )));
     }
     if u64::from(length) > MIB {
-        return Err(corrupt(format!("item {id} of {length} bytes is longer than 1 MiB")));
+        return Err(corrupt(format!(
+            "item {id} of {length} bytes is longer than 1 MiB"
+        )));
     }
     let known = [
         ITEM_FILE_PARAMETERS,
@@ -145,10 +178,16 @@ fn check_overlap(items: &[Item], region: &Region) -> Result<()> {
     spans.sort_by_key(|i| i.offset);
     for pair in spans.windows(2) {
         if u64::from(pair[0].offset) + u64::from(pair[0].length) > u64::from(pair[1].offset) {
-            return Err(corrupt(format!("items {} and {} overlap", pair[0].id, pair[1].id)));
+            return Err(corrupt(format!(
+                "items {} and {} overlap",
+                pair[0].id, pair[1].id
+            )));
         }
     }
-    let mut keys: Vec<_> = items.iter().map(|i| (i.id, i.flags & ITEM_IS_USER)).collect();
+    let mut keys: Vec<_> = items
+        .iter()
+        .map(|i| (i.id, i.flags & ITEM_IS_USER))
+        .collect();
     keys.sort_unstable();
     match keys.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(corrupt(format!("item {} is there twice", pair[0].0))),
@@ -164,7 +203,9 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn find(&self, id: Uuid) -> Option<&Item> {
-        self.items.iter().find(|i| i.id == id && i.flags & ITEM_IS_USER == 0)
+        self.items
+            .iter()
+            .find(|i| i.id == id && i.flags & ITEM_IS_USER == 0)
     }
 
     fn at(&self, id: Uuid) -> u64 {
@@ -173,7 +214,11 @@ impl Reader<'_> {
 
     fn fixed<const N: usize>(&self, id: Uuid, name: &'static str) -> Result<[u8; N]> {
         let Some(item) = self.find(id) else {
-            return Err(DiskError::corrupt(TABLE, self.region.offset, format!("no {name} item")));
+            return Err(DiskError::corrupt(
+                TABLE,
+                self.region.offset,
+                format!("no {name} item"),
+            ));
         };
         if item.length as usize != N {
             let reason = format!("the item has {} bytes instead of {N}", item.length);
@@ -220,11 +265,27 @@ pub(super) fn encode(new: &NewMetadata<'_>) -> Result<Vec<u8>> {
     };
     let disk = ITEM_IS_VIRTUAL_DISK | ITEM_IS_REQUIRED;
     let mut items = vec![
-        (ITEM_FILE_PARAMETERS, ITEM_IS_REQUIRED, params.as_bytes().to_vec()),
-        (ITEM_VIRTUAL_SIZE, disk, new.virtual_size.to_le_bytes().to_vec()),
+        (
+            ITEM_FILE_PARAMETERS,
+            ITEM_IS_REQUIRED,
+            params.as_bytes().to_vec(),
+        ),
+        (
+            ITEM_VIRTUAL_SIZE,
+            disk,
+            new.virtual_size.to_le_bytes().to_vec(),
+        ),
         (ITEM_DISK_ID, disk, new.disk_id.to_bytes_le().to_vec()),
-        (ITEM_LOGICAL_SECTOR, disk, new.geometry.sector_size.to_le_bytes().to_vec()),
-        (ITEM_PHYSICAL_SECTOR, disk, new.physical_sector_size.to_le_bytes().to_vec()),
+        (
+            ITEM_LOGICAL_SECTOR,
+            disk,
+            new.geometry.sector_size.to_le_bytes().to_vec(),
+        ),
+        (
+            ITEM_PHYSICAL_SECTOR,
+            disk,
+            new.physical_sector_size.to_le_bytes().to_vec(),
+        ),
     ];
     if let Some(locator) = new.locator {
         items.push((ITEM_PARENT_LOCATOR, ITEM_IS_REQUIRED, locator.encode()?));
@@ -233,7 +294,12 @@ pub(super) fn encode(new: &NewMetadata<'_>) -> Result<Vec<u8>> {
     let mut table = Vec::new();
     for (id, flags, data) in items {
         let (offset, length) = (bytes.len() as u32, data.len() as u32);
-        table.push(Item { id, offset, length, flags });
+        table.push(Item {
+            id,
+            offset,
+            length,
+            flags,
+        });
         bytes.extend_from_slice(&data);
         bytes.resize(bytes.len().next_multiple_of(4096), 0);
     }

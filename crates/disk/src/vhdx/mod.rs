@@ -31,7 +31,7 @@ mod resize;
 mod space;
 
 pub(crate) use create::{NewVhdx, create};
-pub(crate) use layout::MAX_SIZE;
+pub(crate) use merge::NewParent;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -158,7 +158,13 @@ impl Vhdx {
         let overlay = Overlay::new(file.clone(), replay.changes, replay.min_len)?;
         let regions = header::read_regions(&overlay)?;
         let m = metadata::read(&overlay, &regions.metadata)?;
-        Ok(describe(&m, header.data_write, m.virtual_size, len, file.read_only()))
+        Ok(describe(
+            &m,
+            header.data_write,
+            m.virtual_size,
+            len,
+            file.read_only(),
+        ))
     }
 
     /// What was unusual at open.
@@ -231,9 +237,18 @@ fn open_parent(
     metadata: &metadata::Metadata,
     resolve: &ParentResolver<'_>,
 ) -> Result<Option<(PathBuf, Arc<dyn VirtualDisk>)>> {
-    let Some((path, parent)) = resolve(info)? else { return Ok(None) };
-    if !parent.info().data_identity.is_some_and(|id| info.accepts(id)) {
-        let reason = format!("{} was changed since this disk was made from it", path.display());
+    let Some((path, parent)) = resolve(info)? else {
+        return Ok(None);
+    };
+    if !parent
+        .info()
+        .data_identity
+        .is_some_and(|id| info.accepts(id))
+    {
+        let reason = format!(
+            "{} was changed since this disk was made from it",
+            path.display()
+        );
         return Err(DiskError::Parent(reason));
     }
     if parent.logical_sector_size() != metadata.geometry.sector_size {

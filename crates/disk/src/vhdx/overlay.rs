@@ -71,7 +71,8 @@ impl Changes {
             file.set_len(min_len).at("grow the file", min_len)?;
         }
         for (&start, &end) in &self.zeros {
-            file.write_zeroes(start, end - start).at("replay the log", start)?;
+            file.write_zeroes(start, end - start)
+                .at("replay the log", start)?;
         }
         for (&offset, sector) in &self.sectors {
             backing::write_all(file, offset, &sector[..])?;
@@ -91,7 +92,12 @@ pub(super) struct Overlay {
 impl Overlay {
     pub(super) fn new(below: Arc<dyn Backing>, changes: Changes, min_len: u64) -> Result<Self> {
         let below_len = backing::len(&*below)?;
-        Ok(Self { below, below_len, len: below_len.max(min_len), changes })
+        Ok(Self {
+            below,
+            below_len,
+            len: below_len.max(min_len),
+            changes,
+        })
     }
 
     /// Gives the changes back, for applying them.
@@ -118,7 +124,9 @@ impl Overlay {
 
 impl Backing for Overlay {
     fn read_at(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> io::Result<()> {
-        let end = offset.checked_add(iov::len_mut(bufs)).ok_or(io::ErrorKind::InvalidInput)?;
+        let end = offset
+            .checked_add(iov::len_mut(bufs))
+            .ok_or(io::ErrorKind::InvalidInput)?;
         if end > self.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -175,10 +183,15 @@ mod tests {
         changes.write(8192, Box::new([3; 4096]), 0).expect("room");
         let overlay = Overlay::new(file.clone(), changes, 6 * 4096).expect("overlay");
         let mut bytes = vec![9; 6 * 4096];
-        overlay.read_at(0, &mut [IoSliceMut::new(&mut bytes)]).expect("read");
+        overlay
+            .read_at(0, &mut [IoSliceMut::new(&mut bytes)])
+            .expect("read");
         let firsts: Vec<u8> = bytes.chunks(4096).map(|c| c[4095]).collect();
         assert_eq!(firsts, [1, 0, 3, 0, 1, 0]);
-        overlay.into_changes().apply(&*file, 6 * 4096).expect("apply");
+        overlay
+            .into_changes()
+            .apply(&*file, 6 * 4096)
+            .expect("apply");
         assert_eq!(file.to_bytes(), bytes);
     }
 }

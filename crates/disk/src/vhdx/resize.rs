@@ -7,7 +7,7 @@ use super::bat::{ENTRIES_PER_PAGE, Entry, State};
 use super::commit::{Meta, Page};
 use super::header::{Region, encode_regions};
 use super::layout::{LOG_SECTOR, MAX_SIZE, MIB, REGION_BAT, REGION_TABLE_OFFSETS};
-use crate::backing::{self, Backing};
+use crate::backing;
 use crate::error::{DiskError, IoContext, Result};
 
 impl Vhdx {
@@ -41,32 +41,45 @@ impl Vhdx {
 
     fn check_growth(&self, old_size: u64, new_size: u64) -> Result<()> {
         let sector = u64::from(self.geometry.sector_size);
-        if new_size < old_size || new_size > MAX_SIZE || new_size % sector != 0 {
+        if new_size < old_size || new_size > MAX_SIZE || !new_size.is_multiple_of(sector) {
             let reason = format!(
                 "a disk of {old_size} bytes can grow to whole sectors up to 64 TiB, not to {new_size} bytes"
             );
             return Err(DiskError::Invalid(reason));
         }
-        if self.parent.as_ref().is_some_and(|(_, parent)| parent.virtual_size() > old_size) {
-            return Err(DiskError::invalid("a disk smaller than its parent cannot grow"));
+        if self
+            .parent
+            .as_ref()
+            .is_some_and(|(_, parent)| parent.virtual_size() > old_size)
+        {
+            return Err(DiskError::invalid(
+                "a disk smaller than its parent cannot grow",
+            ));
         }
         Ok(())
     }
 
     /// Zeros what lies after the end of the disk in its last block.
     fn clear_tail(&self, old_size: u64) -> Result<()> {
-        let (block, within) =
-            (old_size / self.geometry.block_size, old_size % self.geometry.block_size);
+        let (block, within) = (
+            old_size / self.geometry.block_size,
+            old_size % self.geometry.block_size,
+        );
         let entry = self.bat.payload(block);
         if within == 0 || entry.state() != Some(State::FullyPresent) {
             return Ok(());
         }
         let at = entry.offset() + within;
-        self.file.write_zeroes(at, self.geometry.block_size - within).at("write zeros", at)
+        self.file
+            .write_zeroes(at, self.geometry.block_size - within)
+            .at("write zeros", at)
     }
 
     fn allocate_fixed(&self, meta: &mut Meta, old_size: u64, new_size: u64) -> Result<()> {
-        let (first, end) = (self.geometry.blocks(old_size), self.geometry.blocks(new_size));
+        let (first, end) = (
+            self.geometry.blocks(old_size),
+            self.geometry.blocks(new_size),
+        );
         let len = (end - first) * self.geometry.block_size;
         if len == 0 {
             return Ok(());
@@ -75,17 +88,26 @@ impl Vhdx {
         self.file.reserve(at, len).at("reserve space", at)?;
         for block in first..end {
             let offset = at + (block - first) * self.geometry.block_size;
-            self.bat.set_payload(block, Entry::new(State::FullyPresent, offset));
+            self.bat
+                .set_payload(block, Entry::new(State::FullyPresent, offset));
         }
         Ok(())
     }
 
     /// Prepares the entries after the old end of the table, in its region.
     fn extend_table(&self, meta: &mut Meta, old_size: u64, new_size: u64) -> Result<()> {
-        let old_pages = self.geometry.bat_entries(old_size).div_ceil(ENTRIES_PER_PAGE);
-        let new_pages = self.geometry.bat_entries(new_size).div_ceil(ENTRIES_PER_PAGE);
+        let old_pages = self
+            .geometry
+            .bat_entries(old_size)
+            .div_ceil(ENTRIES_PER_PAGE);
+        let new_pages = self
+            .geometry
+            .bat_entries(new_size)
+            .div_ceil(ENTRIES_PER_PAGE);
         let at = meta.bat_region.offset + old_pages * LOG_SECTOR;
-        self.file.write_zeroes(at, (new_pages - old_pages) * LOG_SECTOR).at("clear the BAT", at)?;
+        self.file
+            .write_zeroes(at, (new_pages - old_pages) * LOG_SECTOR)
+            .at("clear the BAT", at)?;
         self.write_pages(meta.bat_region.offset, old_pages..new_pages)?;
         // The page that both old and new entries share counts already: it goes through the log.
         meta.dirty_bat.insert(old_pages.saturating_sub(1));
@@ -98,7 +120,11 @@ impl Vhdx {
         let offset = self.take_space(meta, length)?;
         self.write_pages(offset, 0..bytes.div_ceil(LOG_SECTOR))?;
         let old = meta.bat_region;
-        let region = Region { offset, length: length as u32, ..old };
+        let region = Region {
+            offset,
+            length: length as u32,
+            ..old
+        };
         for entry in &mut meta.regions {
             if entry.guid == REGION_BAT {
                 *entry = region;

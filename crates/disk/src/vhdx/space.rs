@@ -73,8 +73,10 @@ impl Space {
 
     /// Takes `len` bytes from a gap that ends at or before `limit`.
     pub(super) fn take_below(&mut self, len: u64, limit: u64) -> Option<u64> {
-        let (&at, &size) =
-            self.free.range(..limit).find(|&(at, size)| *size >= len && at + len <= limit)?;
+        let (&at, &size) = self
+            .free
+            .range(..limit)
+            .find(|&(at, size)| *size >= len && at + len <= limit)?;
         self.free.remove(&at);
         if size > len {
             self.free.insert(at + len, size - len);
@@ -114,7 +116,11 @@ mod tests {
     use super::*;
 
     fn used(offset: u64, len: u64) -> Used {
-        Used { offset: offset * MIB, len: len * MIB, what: "part" }
+        Used {
+            offset: offset * MIB,
+            len: len * MIB,
+            what: "part",
+        }
     }
 
     #[test]
@@ -134,7 +140,11 @@ mod tests {
     fn overlaps_and_overruns_are_refused() {
         assert!(Space::from_used(vec![used(0, 2), used(1, 1)], 8 * MIB).is_err());
         assert!(Space::from_used(vec![used(7, 2)], 8 * MIB).is_err());
-        let huge = Used { offset: u64::MAX - MIB, len: 2 * MIB, what: "part" };
+        let huge = Used {
+            offset: u64::MAX - MIB,
+            len: 2 * MIB,
+            what: "part",
+        };
         assert!(Space::from_used(vec![huge], 8 * MIB).is_err());
     }
 }

@@ -161,7 +161,7 @@ fn pending_interruption(state: &VpState) -> HvPendingInterruption {
             exception.vector,
             exception.error_code,
         ),
-        None if state.pending_nmi => {
+        None if state.pending_nmis > 0 => {
             HvPendingInterruption::new(HvPendingInterruption::NMI, 2, None)
         }
         None => HvPendingInterruption::default(),
@@ -279,7 +279,10 @@ fn set_pending_interruption(
             let exception = exception(event.vector(), event.error_code())?;
             vp.state.lock().pending_exception = Some(exception);
         }
-        (true, HvPendingInterruption::NMI) => vp.state.lock().pending_nmi = true,
+        (true, HvPendingInterruption::NMI) => {
+            let mut state = vp.state.lock();
+            state.pending_nmis = state.pending_nmis.max(1);
+        }
         (true, HvPendingInterruption::INTERRUPT) => {
             let vector = u8::try_from(event.vector());
             let vector = vector.map_err(|_| HvStatus::INVALID_REGISTER_VALUE)?;

@@ -82,29 +82,36 @@ impl Synic {
         self.control & HV_SYNIC_CONTROL_ENABLE != 0
     }
 
-    /// A source that takes messages and events now.
-    fn open_sint(&self, index: usize, page_msr: u64) -> Option<HvSynicSint> {
+    /// A source, while the controller and the page that it writes to are on.
+    fn target_sint(&self, index: usize, page_msr: u64) -> Option<HvSynicSint> {
         let sint = *self.sints.get(index)?;
-        let open = self.enabled() && page_msr & HV_PAGE_MSR_ENABLE != 0 && !sint.masked();
-        open.then_some(sint)
+        let on = self.enabled() && page_msr & HV_PAGE_MSR_ENABLE != 0;
+        on.then_some(sint)
     }
 
     /// Queues a message for a source and delivers what can be. Messages wait
-    /// while the source is masked or its slot is taken.
+    /// while their slot is taken; in that of a masked source they arrive
+    /// without an interrupt (TLFS, "SynIC Messages").
     ///
     /// # Errors
     ///
-    /// INSUFFICIENT_BUFFERS when 16 of the sender's messages wait.
+    /// INVALID_PARAMETER for a source that does not exist, INVALID_SYNIC_STATE
+    /// while the controller or its message page is off, INSUFFICIENT_BUFFERS
+    /// when 16 of the sender's messages wait.
     pub(crate) fn post(
         &mut self,
         index: usize,
         message: Box<HvMessage>,
         bus: &mut SynicBus<'_>,
     ) -> Result<(), HvStatus> {
+        let on = self.target_sint(index, self.simp).is_some();
         let queue = self
             .queues
             .get_mut(index)
             .ok_or(HvStatus::INVALID_PARAMETER)?;
+        if !on {
+            return Err(HvStatus::INVALID_SYNIC_STATE);
+        }
         let sender = message.header.sender;
         if queue
             .iter()
@@ -140,7 +147,7 @@ impl Synic {
     }
 
     fn deliver_sint(&mut self, index: usize, bus: &mut SynicBus<'_>) {
-        let Some(sint) = self.open_sint(index, self.simp) else {
+        let Some(sint) = self.target_sint(index, self.simp) else {
             return;
         };
         let slot = bus.pages.messages << HV_PAGE_SHIFT | (index * HV_MESSAGE_SIZE) as u64;
@@ -155,7 +162,7 @@ impl Synic {
         if self.waits(index) {
             message.header.flags |= HV_MESSAGE_FLAG_PENDING;
         }
-        if write_slot(bus.platform, slot, &message) == Ok(()) && !sint.polling() {
+        if write_slot(bus.platform, slot, &message) == Ok(()) && interrupts(sint) {
             bus.apic.request(sint.vector(), false);
         }
     }
@@ -171,7 +178,8 @@ impl Synic {
     /// # Errors
     ///
     /// INVALID_PARAMETER for a flag or source that does not exist,
-    /// INVALID_SYNIC_STATE when the source takes no events now.
+    /// INVALID_SYNIC_STATE while the controller or its event page is off, or
+    /// the source masked.
     pub(crate) fn signal(
         &mut self,
         index: usize,
@@ -182,7 +190,8 @@ impl Synic {
             return Err(HvStatus::INVALID_PARAMETER);
         }
         let sint = self
-            .open_sint(index, self.siefp)
+            .target_sint(index, self.siefp)
+            .filter(|sint| !sint.masked() || sint.polling())
             .ok_or(HvStatus::INVALID_SYNIC_STATE)?;
         let word = (bus.pages.event_flags << HV_PAGE_SHIFT)
             + index as u64 * HV_EVENT_FLAGS_SIZE
@@ -193,11 +202,17 @@ impl Synic {
             .fetch_or_u32(word, bit)
             .map_err(|BadSpa| HvStatus::OPERATION_FAILED)?;
         let newly = old & bit == 0;
-        if newly && !sint.polling() {
+        if newly && interrupts(sint) {
             bus.apic.request(sint.vector(), false);
         }
         Ok(newly)
     }
+}
+
+/// What arrives at the source also interrupts. A polled one counts as not
+/// masked, but does not interrupt.
+fn interrupts(sint: HvSynicSint) -> bool {
+    !sint.masked() && !sint.polling()
 }
 
 /// Whether the slot is free; where not, marks its message "pending" so that

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const IA32_APIC_BASE: u32 = 0x1B;
+
 fn cpuid(machine: &Machine, leaf: u32, subleaf: u32, default: [u32; 4]) -> [u32; 4] {
     let exit = Exit::Cpuid {
         leaf,
@@ -63,6 +65,18 @@ fn topology_of_three() {
     assert_eq!(cpuid(&machine, 4, 4, [0; 4]), [0; 4]);
     assert_eq!(cpuid(&machine, 6, 0, [0xFF; 4]), [4, 0, 0, 0]);
     assert_eq!(cpuid(&machine, 7, 0, [1, 2, 3, 4]), [1, 2, 3, 4]);
+}
+
+#[test]
+fn the_apic_shows_while_it_is_enabled() {
+    let machine = Machine::new(1);
+    let mut cpu = machine.cpu();
+    let shown = |machine: &Machine| cpuid(machine, 1, 0, [0, 0, 0, 1 << 9])[3] >> 9 & 1;
+    let base = machine.rdmsr(&mut cpu, IA32_APIC_BASE).unwrap();
+    for (enable, wanted) in [(0, 0), (1 << 11, 1), (3 << 10, 1)] {
+        machine.wrmsr(&mut cpu, IA32_APIC_BASE, base & !(3 << 10) | enable);
+        assert_eq!(shown(&machine), wanted, "{enable:#x}");
+    }
 }
 
 #[test]

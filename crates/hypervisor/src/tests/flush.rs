@@ -196,3 +196,17 @@ fn a_space_change_reaches_everyone() {
     assert_eq!(cpu.space_changes, before + 1);
     assert!(!machine.hypervisor.vp_has_work(machine.child, 0));
 }
+
+#[test]
+fn a_request_that_was_taken_is_not_waited_for() {
+    let machine = Machine::new(1);
+    let partition = machine.hypervisor.partition(machine.child).unwrap();
+    let vp = partition.vp(0).unwrap();
+    // It took the request before it entered the guest, to stay there.
+    assert!(vp.activity.claim());
+    vp.activity.enter_guest();
+    let platform = machine.platform.as_ref();
+    let vps = std::iter::once(vp.as_ref());
+    crate::vp::wait_until_out(platform, vps, crate::vp::Requests::FLUSH);
+    vp.activity.release();
+}

@@ -157,6 +157,14 @@ fn init_and_startup() {
     icr(&mut cpu, 0x4400);
     assert_eq!(machine.run(1, &mut other), RunOutcome::Halted);
     assert_eq!(other.injections, [Injection::Nmi]);
+    // Of NMIs that come together one is taken and one waits.
+    for _ in 0..3 {
+        icr(&mut cpu, 0x4400);
+    }
+    for _ in 0..3 {
+        assert_eq!(machine.run(1, &mut other), RunOutcome::Halted);
+    }
+    assert_eq!(other.injections, [Injection::Nmi; 3]);
 }
 
 #[test]

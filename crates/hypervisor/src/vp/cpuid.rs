@@ -8,6 +8,7 @@ use tlfs::{
 };
 
 use super::Vp;
+use crate::apic::ApicMode;
 use crate::partition::{Partition, ROOT_PARTITION_ID};
 use crate::{HypervisorConfig, ProcessorVendor};
 
@@ -142,7 +143,13 @@ fn leaf_1(partition: &Partition, vp: &Vp, count: u32, [a, b, c, d]: [u32; 4]) ->
         c |= ECX_X2APIC;
     }
     let htt = if count > 1 { EDX_HTT } else { 0 };
-    [a, b, c, d & !EDX_HTT | EDX_APIC | htt]
+    // The bit follows the enable bit of the APIC base register (Intel SDM 3A,
+    // "Enabling or Disabling the Local APIC").
+    let apic = match vp.state.lock().apic.mode() {
+        ApicMode::Disabled => 0,
+        _ => EDX_APIC,
+    };
+    [a, b, c, d & !(EDX_HTT | EDX_APIC) | apic | htt]
 }
 
 /// Deterministic cache parameters: caches below the third level belong to one

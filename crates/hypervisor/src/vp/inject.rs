@@ -16,14 +16,15 @@ pub(super) fn inject(cpu: &mut dyn Processor, state: &mut VpState) {
 }
 
 fn inject_nmi(cpu: &mut dyn Processor, state: &mut VpState) {
-    if state.pending_nmi && cpu.interruptibility().nmi {
-        state.pending_nmi = false;
+    if state.pending_nmis > 0 && cpu.interruptibility().nmi {
+        state.pending_nmis -= 1;
         cpu.inject(Injection::Nmi);
         state.halt = Halt::None;
     }
-    if state.nmi_window != state.pending_nmi {
-        state.nmi_window = state.pending_nmi;
-        cpu.request_nmi_window(state.pending_nmi);
+    let window = state.pending_nmis > 0;
+    if state.nmi_window != window {
+        state.nmi_window = window;
+        cpu.request_nmi_window(window);
     }
 }
 

@@ -15,7 +15,7 @@ mod state;
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use spin::Mutex;
 use tlfs::{HvPartitionId, HvVpIndex};
@@ -42,12 +42,16 @@ bitflags::bitflags! {
         const INIT = 1 << 3;
         /// `Vp::startup` has something.
         const STARTUP = 1 << 4;
-        /// NMI.
+        /// `Vp::nmis` is not zero.
         const NMI = 1 << 5;
         /// The virtual processor was deleted.
         const DELETED = 1 << 6;
     }
 }
+
+/// NMIs that can wait while none is being handled: the one that the processor
+/// would have taken at once, and one that it would have held back behind it.
+pub(crate) const NMIS_WAITING: u8 = 2;
 
 /// Runs a virtual processor on the calling thread.
 pub(crate) fn execute(
@@ -73,6 +77,8 @@ pub(crate) struct Vp {
     pub(crate) apic_id: u32,
     pub(crate) activity: Activity,
     requests: AtomicU32,
+    /// NMIs sent and not yet taken over, at most [`NMIS_WAITING`].
+    nmis: AtomicU8,
     flush: Mutex<PendingFlush>,
     startup: Mutex<Option<Startup>>,
     pub(crate) state: Mutex<VpState>,
@@ -86,6 +92,7 @@ impl Vp {
             apic_id: index,
             activity: Activity::default(),
             requests: AtomicU32::new(Requests::GPA.bits()),
+            nmis: AtomicU8::new(0),
             flush: Mutex::default(),
             startup: Mutex::new(None),
             state: Mutex::new(state),
@@ -101,9 +108,28 @@ impl Vp {
         }
     }
 
+    /// Sends an NMI.
+    pub(crate) fn request_nmi(&self, platform: &dyn Platform) {
+        let more = |count| (count < NMIS_WAITING).then_some(count + 1);
+        let _ = self
+            .nmis
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more);
+        self.request(platform, Requests::NMI);
+    }
+
+    fn take_nmis(&self) -> u8 {
+        self.nmis.swap(0, Ordering::SeqCst)
+    }
+
     /// Whether anything is asked.
     pub(crate) fn has_requests(&self) -> bool {
         self.requests.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether `requests` are still to be taken.
+    fn asks(&self, requests: Requests) -> bool {
+        let now = self.requests.load(Ordering::SeqCst);
+        now & requests.bits() == requests.bits()
     }
 
     fn take_requests(&self) -> Requests {
@@ -123,13 +149,21 @@ impl Vp {
     }
 }
 
-/// Waits until every one of `vps` has left the guest since the call.
-pub(crate) fn wait_until_out<'a>(platform: &dyn Platform, vps: impl Iterator<Item = &'a Vp>) {
+/// Waits until every one of `vps`, of which `requested` was asked before the
+/// call, is out of the guest or has taken the request.
+///
+/// One that has taken it already may be back in the guest for good, and nobody
+/// would kick it out: it is not waited for.
+pub(crate) fn wait_until_out<'a>(
+    platform: &dyn Platform,
+    vps: impl Iterator<Item = &'a Vp>,
+    requested: Requests,
+) {
     let stays: Vec<_> = vps
         .filter_map(|vp| Some((vp, vp.activity.guest_stay()?)))
         .collect();
     for (vp, stay) in stays {
-        while !vp.activity.has_left(stay) {
+        while !vp.activity.has_left(stay) && vp.asks(requested) {
             platform.relax();
         }
     }

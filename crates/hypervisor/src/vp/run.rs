@@ -88,7 +88,9 @@ impl Execution<'_> {
         let mut guard = vp.state.lock();
         let state = &mut *guard;
         state.pending_init |= requests.contains(Requests::INIT);
-        state.pending_nmi |= requests.contains(Requests::NMI);
+        if requests.contains(Requests::NMI) {
+            self.collect_nmis(state);
+        }
         if let Some(outcome) = state.outcomes.pop_front() {
             self.vp
                 .requests
@@ -112,6 +114,20 @@ impl Execution<'_> {
         (state.halt != Halt::None).then_some(RunOutcome::Halted)
     }
 
+    /// Takes over the NMIs that were sent. While one is being handled one
+    /// more can wait; two that come together while none is are both handled,
+    /// as if the processor had taken the first at once.
+    fn collect_nmis(&mut self, state: &mut VpState) {
+        let limit = if self.cpu.interruptibility().nmi {
+            super::NMIS_WAITING
+        } else {
+            1
+        };
+        let sent = self.vp.take_nmis();
+        let waiting = state.pending_nmis.saturating_add(sent).min(limit);
+        state.pending_nmis = state.pending_nmis.max(waiting);
+    }
+
     fn apply_flushes(&mut self, requests: Requests) {
         if requests.contains(Requests::GPA) {
             self.cpu.gpa_space_changed();
@@ -128,7 +144,7 @@ impl Execution<'_> {
             self.cpu.reset(false);
             state.apic.reset(false);
             state.halt = Halt::None;
-            state.pending_nmi = false;
+            state.pending_nmis = 0;
             state.pending_exception = None;
             state.ext_int = None;
             state.wait_for_sipi = self.vp.index != 0;

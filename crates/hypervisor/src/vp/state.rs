@@ -73,7 +73,8 @@ pub(crate) struct VpState {
     /// Set by the parent; becomes the fault of an intercepted instruction.
     pub(crate) pending_exception: Option<Exception>,
     pub(crate) pending_init: bool,
-    pub(crate) pending_nmi: bool,
+    /// NMIs that wait to be injected, at most [`super::NMIS_WAITING`].
+    pub(crate) pending_nmis: u8,
     /// Vector of an external (8259) interrupt.
     pub(crate) ext_int: Option<u8>,
     pub(crate) halt: Halt,
@@ -105,7 +106,7 @@ impl VpState {
             intercept: None,
             pending_exception: None,
             pending_init: false,
-            pending_nmi: false,
+            pending_nmis: 0,
             ext_int: None,
             halt: Halt::None,
             wait_for_sipi: !bootstrap,

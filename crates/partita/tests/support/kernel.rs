@@ -43,8 +43,8 @@ pub(crate) fn write_msrs(values: &[(u32, u64)]) -> Vec<u8> {
     let mut code = Vec::new();
     for (index, value) in values {
         let loads = [
-            (0xb9, *index),               // mov ecx, imm32
-            (0xb8, *value as u32),        // mov eax, imm32
+            (0xb9, *index),                // mov ecx, imm32
+            (0xb8, *value as u32),         // mov eax, imm32
             (0xba, (*value >> 32) as u32), // mov edx, imm32
         ];
         for (opcode, immediate) in loads {

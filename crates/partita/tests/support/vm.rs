@@ -23,10 +23,7 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// Takes all that `source` gives until its end, in a thread.
-    pub(crate) fn fill(
-        self: &Arc<Self>,
-        mut source: impl Read + Send + 'static,
-    ) -> JoinHandle<()> {
+    pub(crate) fn fill(self: &Arc<Self>, mut source: impl Read + Send + 'static) -> JoinHandle<()> {
         let stream = Arc::clone(self);
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];

@@ -6,9 +6,11 @@ use crate::Vp;
 use crate::fault::{Fault, Step, vector};
 use crate::mmu::Access;
 use crate::op::Op;
-use crate::state::{State, cr, seg};
+use crate::state::{State, cr, rflags, seg};
 use crate::vp::attention;
 
+/// DR6: single step.
+const DR6_BS: u64 = 1 << 14;
 /// DR6 bits that always read 1.
 const DR6_ONES: u64 = 0xffff_0ff0;
 /// DR6 bits that can be written.
@@ -128,6 +130,24 @@ impl Vp {
             self.set_attention(attention::DEBUG, true);
             // Leave the block behind this instruction.
             self.code_written = true;
+        }
+    }
+
+    /// Takes the DR6 bits of the traps that wait for the end of the
+    /// instruction.
+    pub(crate) fn take_debug_pending(&mut self) -> u64 {
+        self.set_attention(attention::DEBUG, false);
+        std::mem::take(&mut self.debug_pending)
+    }
+
+    /// SYSRET traps on TF as it loads it, where other instructions trap on TF
+    /// as they find it: a SYSCALL that is stepped over ends behind itself.
+    pub(crate) fn single_step_on_loaded_flag(&mut self) {
+        if self.state.system_flags & rflags::TF != 0 {
+            self.report(DR6_BS);
+        } else if self.attention & attention::SINGLE_STEP != 0 {
+            // TF was set before, and gives no trap any more.
+            self.faulted = true;
         }
     }
 

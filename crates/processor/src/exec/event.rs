@@ -294,7 +294,11 @@ pub(crate) fn into(vp: &mut Vp, _op: &Op) -> Step {
 
 /// INT1 (ICEBP).
 pub(crate) fn int1(vp: &mut Vp, _op: &Op) -> Step {
-    vp.software_interrupt(vector::DB, true)
+    vp.software_interrupt(vector::DB, true)?;
+    // The breakpoints that a load of SS held back are in this same exception.
+    let held_back = vp.take_debug_pending();
+    vp.enter_debug(held_back);
+    Ok(())
 }
 
 #[cfg(test)]

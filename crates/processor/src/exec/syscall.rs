@@ -106,6 +106,7 @@ pub(crate) fn sysret(vp: &mut Vp, op: &Op) -> Step {
         vp.flat_segments(base | 3, CODE32, ss, 3);
         vp.state.rip = target & 0xffff_ffff;
     }
+    vp.single_step_on_loaded_flag();
     vp.mode_changed();
     Ok(())
 }

@@ -58,9 +58,22 @@ impl OpenChannel {
         info: ChannelInfo,
         bus: BusHandle,
     ) -> Self {
-        let reader = ChannelReader { incoming, link: link.clone(), seen: 0 };
-        let writer = ChannelWriter { outgoing, link: link.clone(), seen: 0 };
-        Self { reader, writer, info, bus }
+        let reader = ChannelReader {
+            incoming,
+            link: link.clone(),
+            seen: 0,
+        };
+        let writer = ChannelWriter {
+            outgoing,
+            link: link.clone(),
+            seen: 0,
+        };
+        Self {
+            reader,
+            writer,
+            info,
+            bus,
+        }
     }
 
     /// Maps a GPADL of the channel. The mapping must be given up when the

@@ -36,10 +36,14 @@ struct User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
         let key = (self.offer, self.gpadl_id);
         let mut state = shared.state();
-        let Some(mapping) = state.mappings.get_mut(&key) else { return };
+        let Some(mapping) = state.mappings.get_mut(&key) else {
+            return;
+        };
         mapping.users -= 1;
         let tearing_down = mapping.tearing_down;
         if mapping.users == 0 {
@@ -64,10 +68,20 @@ impl BusHandle {
             ranges
         };
         // Counted first, so that the guest gets nothing back in between.
-        let user = User { shared: self.shared.clone(), offer, gpadl_id };
-        let pages = ranges.iter().map(|range| shared.host.map_pages(&range.pfns));
+        let user = User {
+            shared: self.shared.clone(),
+            offer,
+            gpadl_id,
+        };
+        let pages = ranges
+            .iter()
+            .map(|range| shared.host.map_pages(&range.pfns));
         let pages = pages.collect::<Result<_, _>>();
         let pages = pages.map_err(|_| ChannelError::Gpadl(gpadl_id))?;
-        Ok(Gpadl { ranges, pages, _user: user })
+        Ok(Gpadl {
+            ranges,
+            pages,
+            _user: user,
+        })
     }
 }

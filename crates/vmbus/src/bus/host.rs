@@ -13,7 +13,7 @@ pub enum Posted {
     Sent,
     /// Too many wait: try again.
     Busy,
-    /// It cannot arrive: there is no such virtual processor, say.
+    /// It cannot arrive: the guest has turned its SynIC off, say.
     Dropped,
 }
 
@@ -77,13 +77,19 @@ pub struct PartitionHost {
 impl PartitionHost {
     /// The partition, which has `processors` virtual processors.
     pub fn new(partition: Arc<Partition>, processors: u32) -> Self {
-        Self { partition, processors }
+        Self {
+            partition,
+            processors,
+        }
     }
 
     fn open(&self, connection_id: u32, info: HvPortInfo) -> Result<(), PortError> {
         self.partition
             .open_root_port(connection_id, connection_id, info)
-            .map_err(|source| PortError { connection_id, source: source.into() })
+            .map_err(|source| PortError {
+                connection_id,
+                source: source.into(),
+            })
     }
 
     fn close(&self, connection_id: u32) {
@@ -101,9 +107,12 @@ impl BusHost for PartitionHost {
         let message = HvMessage::new(HvMessageType::VMBUS, 0, message);
         match self.partition.post_message(vp, sint, &message) {
             Ok(()) => Posted::Sent,
-            Err(HvError { status: HvStatus::INSUFFICIENT_BUFFERS, .. }) => Posted::Busy,
+            Err(HvError {
+                status: HvStatus::INSUFFICIENT_BUFFERS,
+                ..
+            }) => Posted::Busy,
             Err(error) => {
-                tracing::warn!("no message to virtual processor {vp}: {error}");
+                tracing::debug!("no message to virtual processor {vp}: {error}");
                 Posted::Dropped
             }
         }
@@ -126,7 +135,10 @@ impl BusHost for PartitionHost {
         // The guest signals flag 0 of the connection, which is the channel's.
         let flag = connection_id as u16 & (crate::protocol::MAX_CHANNELS - 1);
         debug_assert_eq!(channel_connection_id(flag, VMBUS_SINT), connection_id);
-        self.open(connection_id, HvPortInfo::event(VMBUS_SINT.into(), 0, flag, 1))
+        self.open(
+            connection_id,
+            HvPortInfo::event(VMBUS_SINT.into(), 0, flag, 1),
+        )
     }
 
     fn close_event_port(&self, connection_id: u32) {

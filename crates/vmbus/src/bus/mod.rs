@@ -6,8 +6,6 @@ mod gpadl;
 mod host;
 mod link;
 mod service;
-#[cfg(test)]
-mod tests;
 
 pub use channel::{ChannelError, ChannelInfo, ChannelReader, ChannelWriter, OpenChannel};
 pub use gpadl::Gpadl;
@@ -18,7 +16,9 @@ use crate::protocol::{
     Guid, MESSAGE_CONNECTION_ID, MULTICLIENT_MESSAGE_CONNECTION_ID, MessageType, Version,
     parse_type,
 };
-use crate::server::{Effect, Input, OfferError, OfferId, OfferParams, Server, ServerConfig};
+use crate::server::{
+    Effect, Input, OfferError, OfferId, OfferParams, Server, ServerConfig, ServerUsage,
+};
 use link::Link;
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
@@ -115,7 +115,10 @@ impl State {
     fn has_reset(&self) -> bool {
         self.inbox.iter().any(|(_, bytes)| {
             let kind = parse_type(bytes);
-            matches!(kind, Some(MessageType::INITIATE_CONTACT | MessageType::UNLOAD))
+            matches!(
+                kind,
+                Some(MessageType::INITIATE_CONTACT | MessageType::UNLOAD)
+            )
         })
     }
 }
@@ -163,9 +166,16 @@ impl Shared {
                 }
                 Ok(())
             }
-            RootNotification::Message { message_type: VMBUS_MESSAGE_TYPE, port, payload } => {
+            RootNotification::Message {
+                message_type: VMBUS_MESSAGE_TYPE,
+                port,
+                payload,
+            } => {
                 let mut state = self.state();
-                if state.inbox.len() >= MAX_INBOX && !state.stopping {
+                if state.stopping {
+                    return Ok(());
+                }
+                if state.inbox.len() >= MAX_INBOX {
                     return Err(Busy);
                 }
                 state.inbox.push_back((port, payload));
@@ -180,7 +190,10 @@ impl Shared {
     fn wait_for_room(&self) -> bool {
         let mut state = self.state();
         while state.inbox.len() >= MAX_INBOX && !state.stopping {
-            state = self.progress.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .progress
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         !state.stopping
     }
@@ -223,15 +236,24 @@ impl Bus {
         if started.is_err() {
             shared.host.close_message_port(MESSAGE_CONNECTION_ID);
         }
-        Ok(Self { service: Some(started?), shared })
+        Ok(Self {
+            service: Some(started?),
+            shared,
+        })
     }
 
     fn start_service(shared: &Arc<Shared>) -> Result<JoinHandle<()>, BusError> {
-        shared.host.open_message_port(MULTICLIENT_MESSAGE_CONNECTION_ID)?;
+        shared
+            .host
+            .open_message_port(MULTICLIENT_MESSAGE_CONNECTION_ID)?;
         let service = service::Service::new(shared.clone());
-        let thread = std::thread::Builder::new().name("vmbus".into()).spawn(|| service.run());
+        let thread = std::thread::Builder::new()
+            .name("vmbus".into())
+            .spawn(|| service.run());
         thread.map_err(|error| {
-            shared.host.close_message_port(MULTICLIENT_MESSAGE_CONNECTION_ID);
+            shared
+                .host
+                .close_message_port(MULTICLIENT_MESSAGE_CONNECTION_ID);
             BusError::Thread(error)
         })
     }
@@ -256,7 +278,9 @@ impl Bus {
         let shared = Arc::downgrade(&self.shared);
         let pump = move || {
             for notification in queue {
-                let Some(shared) = shared.upgrade() else { return };
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
                 let message = matches!(notification, RootNotification::Message { .. });
                 if message && !shared.wait_for_room() {
                     return;
@@ -265,13 +289,17 @@ impl Bus {
                 let _ = shared.notify(notification);
             }
         };
-        std::thread::Builder::new().name("vmbus-pump".into()).spawn(pump)?;
+        std::thread::Builder::new()
+            .name("vmbus-pump".into())
+            .spawn(pump)?;
         Ok(())
     }
 
     /// A handle for devices.
     pub fn handle(&self) -> BusHandle {
-        BusHandle { shared: Arc::downgrade(&self.shared) }
+        BusHandle {
+            shared: Arc::downgrade(&self.shared),
+        }
     }
 
     /// Offers a device's channel.
@@ -283,15 +311,25 @@ impl Bus {
         offer(&self.shared, vsp)
     }
 
-    /// Withdraws a channel. The device is dropped when the guest has let go
-    /// of it.
+    /// Withdraws a channel, and its subchannels before it. The device is
+    /// closed and dropped soon; the guest may keep the channel's id for
+    /// longer.
     pub fn revoke(&self, offer: OfferId) {
         self.shared.input(Input::Revoke(offer));
     }
 
     /// The version that the guest has agreed to.
     pub fn version(&self) -> Option<Version> {
-        self.shared.state().server.version().map(|(version, _)| version)
+        self.shared
+            .state()
+            .server
+            .version()
+            .map(|(version, _)| version)
+    }
+
+    /// How much the bus keeps for its guest.
+    pub fn usage(&self) -> ServerUsage {
+        self.shared.state().server.usage()
     }
 
     /// Forgets the guest, for a reset of the virtual machine. When this
@@ -302,7 +340,11 @@ impl Bus {
         state.inbox.clear();
         self.shared.input_locked(&mut state, Input::Reset);
         while !state.server.is_disconnected() && !state.stopping {
-            state = self.shared.progress.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .shared
+                .progress
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -333,7 +375,14 @@ fn offer(shared: &Shared, vsp: Box<dyn Vsp>) -> Result<OfferId, OfferError> {
     let mut state = shared.state();
     let mut effects = Vec::new();
     let offer = state.server.offer(params, &mut effects)?;
-    state.slots.insert(offer, Slot { vsp: Some(vsp), link: None, connection_id: 0 });
+    state.slots.insert(
+        offer,
+        Slot {
+            vsp: Some(vsp),
+            link: None,
+            connection_id: 0,
+        },
+    );
     state.effects.extend(effects);
     shared.work.notify_one();
     Ok(offer)
@@ -346,6 +395,17 @@ pub struct BusHandle {
 }
 
 impl BusHandle {
+    /// Takes a notification of one of the bus's ports, from any thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Busy`] when too many messages wait; the notification is lost.
+    pub fn notify(&self, notification: RootNotification) -> Result<(), Busy> {
+        self.shared
+            .upgrade()
+            .map_or(Ok(()), |shared| shared.notify(notification))
+    }
+
     /// Offers a further channel: a subchannel or a socket.
     ///
     /// # Errors
@@ -365,7 +425,11 @@ impl BusHandle {
     /// Answers [`SocketListener::connect`]: 0, or an NTSTATUS.
     pub fn tl_connect_done(&self, endpoint_id: Guid, service_id: Guid, status: u32) {
         if let Some(shared) = self.shared.upgrade() {
-            shared.input(Input::TlConnectDone { endpoint_id, service_id, status });
+            shared.input(Input::TlConnectDone {
+                endpoint_id,
+                service_id,
+                status,
+            });
             // Messages may have waited for this.
             shared.work.notify_one();
         }

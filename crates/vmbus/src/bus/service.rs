@@ -7,6 +7,7 @@ use crate::protocol::{
 use crate::ring::{Incoming, Outgoing, RingMemory};
 use crate::server::{Effect, Input, OfferId, OpenRequest};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,7 +34,11 @@ enum Work {
 
 impl Service {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, outbox: VecDeque::new(), retry: RETRY.0 }
+        Self {
+            shared,
+            outbox: VecDeque::new(),
+            retry: RETRY.0,
+        }
     }
 
     pub(super) fn run(mut self) {
@@ -43,6 +48,7 @@ impl Service {
                     for effect in effects {
                         self.carry_out(effect);
                     }
+                    self.drop_orphans();
                 }
                 Work::Post => {}
                 Work::Stop => break,
@@ -70,7 +76,10 @@ impl Service {
                 shared.progress.notify_all();
             }
             if self.outbox.is_empty() {
-                state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = shared
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let waited = shared.work.wait_timeout(state, self.retry);
@@ -91,18 +100,30 @@ impl Service {
         if !ready && !state.has_reset() {
             return false;
         }
-        let Some((connection_id, bytes)) = state.inbox.pop_front() else { return false };
+        let Some((connection_id, bytes)) = state.inbox.pop_front() else {
+            return false;
+        };
         if state.inbox.len() + 1 == MAX_INBOX {
             self.shared.progress.notify_all();
         }
-        self.shared.input_locked(state, Input::Message { connection_id, bytes: &bytes });
+        self.shared.input_locked(
+            state,
+            Input::Message {
+                connection_id,
+                bytes: &bytes,
+            },
+        );
         true
     }
 
     /// Posts what waits, in order, as far as the guest has room.
     fn post(&mut self) {
         while let Some((vp, sint, message)) = self.outbox.front() {
-            match self.shared.host.post_message(*vp, *sint, message.as_bytes()) {
+            match self
+                .shared
+                .host
+                .post_message(*vp, *sint, message.as_bytes())
+            {
                 Posted::Busy => return,
                 Posted::Sent | Posted::Dropped => {
                     self.outbox.pop_front();
@@ -132,7 +153,11 @@ impl Service {
                 let slot = self.shared.state().slots.remove(&offer);
                 drop(slot);
             }
-            Effect::TlConnect { endpoint_id, service_id, silo_id } => {
+            Effect::TlConnect {
+                endpoint_id,
+                service_id,
+                silo_id,
+            } => {
                 if let Some(sockets) = &self.shared.sockets {
                     sockets.connect(&self.handle(), endpoint_id, service_id, silo_id);
                 }
@@ -140,18 +165,39 @@ impl Service {
         }
     }
 
+    /// Ends devices that were withdrawn: what they hold must be free even if
+    /// the guest never lets go of the channel.
+    fn drop_orphans(&self) {
+        let orphans: Vec<Box<dyn Vsp>> = {
+            let mut guard = self.shared.state();
+            let state = &mut *guard;
+            let offers = state.server.orphans();
+            offers
+                .filter_map(|offer| state.slots.get_mut(&offer)?.vsp.take())
+                .collect()
+        };
+        drop(orphans);
+    }
+
     fn handle(&self) -> BusHandle {
-        BusHandle { shared: Arc::downgrade(&self.shared) }
+        BusHandle {
+            shared: Arc::downgrade(&self.shared),
+        }
     }
 
     fn link(&self, offer: OfferId) -> Option<Arc<Link>> {
         self.shared.state().slots.get(&offer)?.link.clone()
     }
 
-    /// Calls a device with no lock held.
+    /// Calls a device with no lock held. A device that panics is gone, and
+    /// its channel with it; the others go on.
     fn with_vsp<T>(&self, offer: OfferId, call: impl FnOnce(&mut dyn Vsp) -> T) -> Option<T> {
         let mut vsp = self.shared.state().slots.get_mut(&offer)?.vsp.take()?;
-        let result = call(&mut *vsp);
+        let called = catch_unwind(AssertUnwindSafe(|| call(&mut *vsp)));
+        let Ok(result) = called else {
+            tracing::error!("the device of a channel panicked");
+            return None;
+        };
         if let Some(slot) = self.shared.state().slots.get_mut(&offer) {
             slot.vsp = Some(vsp);
         }
@@ -159,17 +205,34 @@ impl Service {
     }
 
     fn open(&mut self, request: &OpenRequest) {
-        let &OpenRequest { offer, sequence, channel_id, .. } = request;
+        let &OpenRequest {
+            offer,
+            sequence,
+            channel_id,
+            ..
+        } = request;
         let result = self.try_open(request);
         if let Err(error) = &result {
-            tracing::warn!("channel {channel_id} does not open: {error}");
+            // A guest can cause this as often as it likes: no louder than this.
+            tracing::debug!("channel {channel_id} does not open: {error}");
         }
-        self.shared.input(Input::OpenDone { offer, sequence, opened: result.is_ok() });
+        self.shared.input(Input::OpenDone {
+            offer,
+            sequence,
+            opened: result.is_ok(),
+        });
     }
 
     fn try_open(&mut self, request: &OpenRequest) -> Result<(), BoxError> {
         let (incoming, outgoing) = self.map_rings(request)?;
-        let &OpenRequest { offer, connection_id, sint, channel_id, target_vp, .. } = request;
+        let &OpenRequest {
+            offer,
+            connection_id,
+            sint,
+            channel_id,
+            target_vp,
+            ..
+        } = request;
         let host = self.shared.host.clone();
         let link = Arc::new(Link::new(host, sint, channel_id, target_vp));
         // The guest may signal as soon as the device has seen the channel.
@@ -205,7 +268,13 @@ impl Service {
     }
 
     fn links(&self, change: impl FnOnce(&mut LinkMap) -> Option<Arc<Link>>) {
-        change(&mut self.shared.links.write().unwrap_or_else(PoisonError::into_inner));
+        change(
+            &mut self
+                .shared
+                .links
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     /// Closes a channel if it is open.
@@ -220,7 +289,9 @@ impl Service {
     fn disconnect(&self, offer: OfferId) {
         let (link, connection_id) = {
             let mut state = self.shared.state();
-            let Some(slot) = state.slots.get_mut(&offer) else { return };
+            let Some(slot) = state.slots.get_mut(&offer) else {
+                return;
+            };
             (slot.link.take(), slot.connection_id)
         };
         if let Some(link) = link {
@@ -237,7 +308,9 @@ impl Service {
         match state.mappings.get_mut(&(offer, gpadl_id)) {
             // The last of its users will say so.
             Some(mapping) => mapping.tearing_down = true,
-            None => self.shared.input_locked(&mut state, Input::GpadlReleased { offer, gpadl_id }),
+            None => self
+                .shared
+                .input_locked(&mut state, Input::GpadlReleased { offer, gpadl_id }),
         }
     }
 
@@ -249,7 +322,9 @@ impl Service {
         let slots = std::mem::take(&mut self.shared.state().slots);
         drop(slots);
         self.shared.host.close_message_port(MESSAGE_CONNECTION_ID);
-        self.shared.host.close_message_port(MULTICLIENT_MESSAGE_CONNECTION_ID);
+        self.shared
+            .host
+            .close_message_port(MULTICLIENT_MESSAGE_CONNECTION_ID);
         self.shared.progress.notify_all();
     }
 }

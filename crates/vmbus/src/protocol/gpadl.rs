@@ -22,9 +22,6 @@ pub enum GpadlError {
     /// The bytes end before the ranges do.
     #[error("the list of pages is cut short")]
     Truncated,
-    /// More bytes than ranges.
-    #[error("bytes behind the list of pages")]
-    Excess,
     /// An offset beyond the first page.
     #[error("offset {0:#x} is beyond the first page")]
     Offset(u32),
@@ -96,13 +93,13 @@ fn parse_range(bytes: &[u8], at: usize) -> Result<(u32, u32, Range<usize>), Gpad
     Ok((byte_count, byte_offset, list..end))
 }
 
-/// Reads `count` ranges. `exact`: nothing may follow them. The memory it
-/// takes is bounded by the length of `bytes`.
+/// Reads `count` ranges. What follows them is left alone: guests leave room
+/// there. The memory it takes is bounded by the length of `bytes`.
 ///
 /// # Errors
 ///
 /// [`GpadlError`], for the first thing that is wrong.
-pub fn parse_ranges(bytes: &[u8], count: usize, exact: bool) -> Result<Vec<GpaRange>, GpadlError> {
+pub fn parse_ranges(bytes: &[u8], count: usize) -> Result<Vec<GpaRange>, GpadlError> {
     if count == 0 {
         return Err(GpadlError::Empty);
     }
@@ -125,9 +122,6 @@ pub fn parse_ranges(bytes: &[u8], count: usize, exact: bool) -> Result<Vec<GpaRa
             pfns,
         });
     }
-    if exact && at != bytes.len() {
-        return Err(GpadlError::Excess);
-    }
     Ok(ranges)
 }
 
@@ -144,7 +138,7 @@ mod tests {
     #[test]
     fn ranges_and_their_segments() {
         let bytes = [range(0x2000, 0xf00, &[5, 6, 9]), range(8, 0, &[1])].concat();
-        let ranges = parse_ranges(&bytes, 2, true).unwrap();
+        let ranges = parse_ranges(&bytes, 2).unwrap();
         let segments: Vec<_> = ranges[0].segments().collect();
         assert_eq!(segments, [(0x5f00, 0x1100), (0x9000, 0xf00)]);
         assert_eq!(ranges[1].segments().collect::<Vec<_>>(), [(0x1000, 8)]);
@@ -153,29 +147,22 @@ mod tests {
     #[test]
     fn wrong_lists_are_refused() {
         let good = range(0x1000, 1, &[1, 2]);
-        assert_eq!(parse_ranges(&good, 0, true), Err(GpadlError::Empty));
-        assert_eq!(parse_ranges(&good, 2, true), Err(GpadlError::Truncated));
-        assert_eq!(
-            parse_ranges(&good[..16], 1, true),
-            Err(GpadlError::Truncated)
-        );
+        assert_eq!(parse_ranges(&good, 0), Err(GpadlError::Empty));
+        assert_eq!(parse_ranges(&good, 2), Err(GpadlError::Truncated));
+        assert_eq!(parse_ranges(&good[..16], 1), Err(GpadlError::Truncated));
         let long = [good.clone(), vec![0; 8]].concat();
-        assert_eq!(parse_ranges(&long, 1, true), Err(GpadlError::Excess));
-        assert_eq!(parse_ranges(&long, 1, false).unwrap().len(), 1);
+        assert_eq!(parse_ranges(&long, 1).unwrap().len(), 1);
+        assert_eq!(parse_ranges(&range(0, 0, &[]), 1), Err(GpadlError::Empty));
         assert_eq!(
-            parse_ranges(&range(0, 0, &[]), 1, true),
-            Err(GpadlError::Empty)
-        );
-        assert_eq!(
-            parse_ranges(&range(8, 0x1000, &[1, 2]), 1, true),
+            parse_ranges(&range(8, 0x1000, &[1, 2]), 1),
             Err(GpadlError::Offset(0x1000))
         );
         assert_eq!(
-            parse_ranges(&range(8, 0, &[1 << 40]), 1, true),
+            parse_ranges(&range(8, 0, &[1 << 40]), 1),
             Err(GpadlError::Page(1 << 40))
         );
         assert_eq!(
-            parse_ranges(&range(u32::MAX, 0xfff, &[1]), 1, true),
+            parse_ranges(&range(u32::MAX, 0xfff, &[1]), 1),
             Err(GpadlError::Truncated)
         );
     }

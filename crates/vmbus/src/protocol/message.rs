@@ -77,7 +77,7 @@ impl MessageType {
     /// name. Types with a feature of their own are checked apart.
     pub fn minimum_version(self) -> Option<Version> {
         Some(match self.0 {
-            14 | 15 | 1..=13 | 16 => Version::V1,
+            1..=16 => Version::V1,
             17 => Version::WIN7,
             18..=21 => Version::WIN10,
             22 | 23 => Version::WIN10_RS3,

@@ -81,7 +81,7 @@ wire! {
 
 impl HvSockUserDefined {
     /// The bytes of a socket's offer.
-    pub fn new(is_for_guest_accept: bool, silo_id: Guid) -> [u8; 120] {
+    pub fn offer_bytes(is_for_guest_accept: bool, silo_id: Guid) -> [u8; 120] {
         let mut value = Self {
             is_for_guest_accept: is_for_guest_accept.into(),
             is_for_guest_container: (silo_id != Guid::ZERO).into(),
@@ -108,7 +108,7 @@ mod tests {
     fn both_forms_fill_the_field() {
         assert_eq!(UserDefined::pipe(PipeType::MESSAGE)[..4], [4, 0, 0, 0]);
         let silo = Guid::from_u128(5);
-        let bytes = HvSockUserDefined::new(true, silo);
+        let bytes = HvSockUserDefined::offer_bytes(true, silo);
         assert_eq!(bytes[4..10], [1, 1, 1, 0, 0, 0]);
         let value = HvSockUserDefined::from_offer(&bytes).unwrap();
         assert_eq!(value.silo_id, silo.as_bytes());

@@ -87,7 +87,7 @@ impl HeapPages {
     }
 
     fn word(&self, offset: usize) -> Result<&AtomicU32, PagesError> {
-        if offset % WORD != 0 {
+        if !offset.is_multiple_of(WORD) {
             return Err(PagesError);
         }
         self.words.get(offset / WORD).ok_or(PagesError)

@@ -82,7 +82,7 @@ impl RingMemory {
     pub fn new(pages: Arc<dyn GuestPages>, start: usize, end: usize) -> Result<Self, RingError> {
         let length = end.saturating_sub(start);
         let size = u32::try_from(length.saturating_sub(RING_CONTROL_SIZE)).unwrap_or(u32::MAX);
-        let aligned = (start | end) % RING_CONTROL_SIZE == 0;
+        let aligned = (start | end).is_multiple_of(RING_CONTROL_SIZE);
         if size == 0 || size > MAX_RING_SIZE || !aligned || end > pages.len() {
             return Err(RingError::Size(length));
         }
@@ -138,7 +138,7 @@ impl RingMemory {
     /// Reads an index of the other side, once, and checks it.
     fn index(&self, field: usize) -> Result<u32, RingError> {
         let index = self.load(field)?;
-        if index >= self.size || index as usize % PACKET_ALIGN != 0 {
+        if index >= self.size || !(index as usize).is_multiple_of(PACKET_ALIGN) {
             return Err(RingError::Index {
                 index,
                 size: self.size,

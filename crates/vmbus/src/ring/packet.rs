@@ -84,8 +84,7 @@ impl<'a> Packet<'a> {
         if self.packet_type != PacketType::GPA_DIRECT {
             return Err(RingError::Ranges);
         }
-        // Guests leave room behind the list.
-        parse_ranges(list, header.range_count as usize, false).map_err(|_| RingError::Ranges)
+        parse_ranges(list, header.range_count as usize).map_err(|_| RingError::Ranges)
     }
 
     /// What a transfer-page packet lists.

@@ -211,6 +211,16 @@ impl Server {
         self.channels.get(offer)?.id
     }
 
+    /// Channels whose device is not needed any more, though the guest may
+    /// still hold their ids: revoked and closed.
+    pub fn orphans(&self) -> impl Iterator<Item = OfferId> {
+        let orphan = |channel: &Channel| channel.revoked && channel.state.is_closed();
+        self.channels
+            .iter()
+            .filter(move |(_, channel)| orphan(channel))
+            .map(|(offer, _)| *offer)
+    }
+
     /// Sends offers that the guest has not heard of, if it has asked for any.
     fn send_new_offers(&mut self, effects: &mut Vec<Effect>) {
         if self

@@ -98,11 +98,11 @@ impl Server {
             return;
         };
         let keep_reserved = matches!(next, Next::Unloaded(..));
-        let busy = |reserved: bool, closed: bool| !closed && !(reserved && keep_reserved);
+        let done = |reserved: bool, closed: bool| closed || reserved && keep_reserved;
         if self
             .channels
             .iter()
-            .any(|(_, channel)| busy(channel.state.is_reserved_open(), channel.state.is_closed()))
+            .any(|(_, channel)| !done(channel.state.is_reserved_open(), channel.state.is_closed()))
         {
             return;
         }

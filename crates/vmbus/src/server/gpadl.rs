@@ -12,8 +12,8 @@ use std::sync::Arc;
 const MAX_IN_PROGRESS: usize = 64;
 /// GPADLs of all channels.
 const MAX_GPADLS: usize = 16384;
-/// Bytes of page lists of all channels: 16 GiB of guest memory.
-const MAX_GPADL_BYTES: usize = 32 << 20;
+/// Bytes of page lists of all channels: 8 GiB of guest memory.
+const MAX_GPADL_BYTES: usize = 16 << 20;
 
 /// A complete GPADL.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ impl Server {
     }
 
     fn complete_gpadl(&mut self, gpadl_id: u32, entry: &InProgress) -> Option<()> {
-        let ranges = parse_ranges(&entry.data, entry.count, true).ok()?;
+        let ranges = parse_ranges(&entry.data, entry.count).ok()?;
         let channel = self.channels.get_mut(entry.offer)?;
         // One on a revoked channel is taken too, or the guest would wait.
         let gpadl = Gpadl {

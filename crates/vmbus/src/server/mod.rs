@@ -369,7 +369,10 @@ impl Server {
     /// No guest is connected, and no channel is left from one that was.
     pub fn is_disconnected(&self) -> bool {
         matches!(self.connection, Connection::Disconnected)
-            && self.channels.iter().all(|(_, channel)| channel.state.is_closed())
+            && self
+                .channels
+                .iter()
+                .all(|(_, channel)| channel.state.is_closed())
     }
 
     /// How much the server keeps.

@@ -7,8 +7,7 @@ use guest_kit::trap::{Frame, set_handler, vector};
 use guest_kit::{check, check_eq, cpu, insn, report, smp, time};
 
 const VECTOR: u8 = 0x91;
-const NEW: AtomicU64 = AtomicU64::new(0);
-static RECEIVED: [AtomicU64; smp::MAX] = [NEW; smp::MAX];
+static RECEIVED: [AtomicU64; smp::MAX] = [const { AtomicU64::new(0) }; smp::MAX];
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn count(_: &mut Frame) {
@@ -103,10 +102,10 @@ pub fn logical() {
         send("logical, flat, all", 0xff, icr::LOGICAL, |_| true);
     });
     // Cluster model: clusters of two.
-    program(0x0fff_ffff, |index| index / 2 << 4 | 1 << (index % 2));
+    program(0x0fff_ffff, |index| ((index / 2) << 4) | 1 << (index % 2));
     with_receivers(|count| {
         for target in 0..count {
-            let address = (target / 2 << 4 | 1 << (target % 2)) as u32;
+            let address = (((target / 2) << 4) | 1 << (target % 2)) as u32;
             send("logical, cluster", address, icr::LOGICAL, |index| {
                 index == target
             });

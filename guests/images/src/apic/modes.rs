@@ -218,10 +218,7 @@ pub fn x2apic_registers() {
         0,
         "#GP: reserved bits of SELF IPI"
     );
-    wrmsr(
-        0x830,
-        0x1_0000_0000 * 0xfffe | u64::from(icr::ASSERT) | 0x91,
-    );
+    wrmsr(0x830, (0xfffe << 32) | u64::from(icr::ASSERT) | 0x91);
     check_eq!(
         rdmsr(0x830) >> 32,
         0xfffe,

@@ -27,7 +27,7 @@ pub fn gates() {
         "#NP: INT through an absent gate",
         at!("int 0x60";),
         vector::NP,
-        0x60 * 8 | IDT,
+        (0x60 * 8) | IDT,
     );
     trap::reset_gate(0x60);
     clear_present(vector::UD);
@@ -35,7 +35,7 @@ pub fn gates() {
         "#NP: exception through an absent gate sets EXT",
         at!("ud2";),
         vector::NP,
-        u64::from(vector::UD) * 8 | IDT | EXT,
+        (u64::from(vector::UD) * 8) | IDT | EXT,
     );
     trap::reset_gate(vector::UD);
     let mut short = [0u8; 10];
@@ -46,7 +46,7 @@ pub fn gates() {
         "#GP: INT beyond the IDT",
         at!("int 0x60";),
         vector::GP,
-        0x60 * 8 | IDT,
+        (0x60 * 8) | IDT,
     );
     trap::load();
     trap::set_gate(0x60, selector::DATA, trap::entry(0x60), 0, 0, 0xe);
@@ -70,7 +70,7 @@ pub fn gates() {
         "#GP: gate of a wrong type",
         at!("int 0x60";),
         vector::GP,
-        0x60 * 8 | IDT,
+        (0x60 * 8) | IDT,
     );
     trap::reset_gate(0x60);
     interrupt_flag();
@@ -313,7 +313,8 @@ pub fn interrupt_return() {
     insn!(
         "mov {old}, rsp",
         "lea {target}, [rip + 2f]",
-        "push 0x10", "push {old}", "sub qword ptr [rsp], 64", "push 0x202", "push 8", "push {target}",
+        "push 0x10", "push {old}", "sub qword ptr [rsp], 64", "push 0x202", "push 8",
+            "push {target}",
         "iretq",
         "2:", "pushfq", "pop {target}", "cli",
         "mov {new}, rsp",

@@ -119,7 +119,8 @@ pub fn invalid_opcode() {
     if cpu::feature_1c(26) {
         expect_fault(
             "#UD: XGETBV without OSXSAVE",
-            at!(["mov cr4, {off}"] "xgetbv", "mov cr4, {on}"; in("ecx") 0, out("eax") _, out("edx") _,
+            at!(["mov cr4, {off}"] "xgetbv", "mov cr4, {on}"; in("ecx") 0, out("eax") _,
+                out("edx") _,
                 off = in(reg) cpu::read_cr4() & !cr4::OSXSAVE, on = in(reg) cpu::read_cr4()),
             ud,
             0,

@@ -100,7 +100,7 @@ pub fn io_permissions() {
     );
     let privileged = user::enter(
         selector::USER_CODE64,
-        io_probe as extern "C" fn() as u64,
+        io_probe as extern "C" fn() as usize as u64,
         user::stack(),
         0x3002,
         0,
@@ -155,7 +155,7 @@ pub fn alignment_check() {
     let address = memory::page() + 1;
     let (value0, user_code) = (cpu::read_cr0(), selector::USER_CODE64);
     let run = |rflags: u64| {
-        let code = misaligned as extern "C" fn(u64) -> u64 as u64;
+        let code = misaligned as extern "C" fn(u64) -> u64 as usize as u64;
         let ended = user::enter(user_code, code, user::stack(), rflags, address);
         (ended.vector, ended.error)
     };

@@ -112,7 +112,8 @@ macro_rules! packed {
     ($code:literal, $a:expr, $b:expr) => {{
         let (mut a, b): ([u64; 2], [u64; 2]) = ($a, $b);
         insn!("movdqu {x}, [{a}]", "movdqu {y}, [{b}]", $code, "movdqu [{a}], {x}",
-            x = out(xmm_reg) _, y = out(xmm_reg) _, a = in(reg) a.as_mut_ptr(), b = in(reg) b.as_ptr());
+            x = out(xmm_reg) _, y = out(xmm_reg) _, a = in(reg) a.as_mut_ptr(),
+                b = in(reg) b.as_ptr());
         a
     }};
 }
@@ -175,7 +176,8 @@ pub fn instructions() {
     let index: u32;
     let (text, set) = (*b"the quick brown!", *b"xyzq\0\0\0\0\0\0\0\0\0\0\0\0");
     insn!("movdqu xmm0, [{s}]", "movdqu xmm1, [{t}]", "pcmpistri xmm0, xmm1, 0",
-        s = in(reg) set.as_ptr(), t = in(reg) text.as_ptr(), out("ecx") index, out("xmm0") _, out("xmm1") _);
+        s = in(reg) set.as_ptr(), t = in(reg) text.as_ptr(), out("ecx") index, out("xmm0") _,
+            out("xmm1") _);
     check_eq!(index, 4, "PCMPISTRI finds the first of a set");
     let count: u64;
     insn!("popcnt {c}, {v}", c = out(reg) count, v = in(reg) b[1]);

@@ -240,7 +240,8 @@ pub fn interrupts_keep_registers() {
         "fninit", "fldz", "fld1", "pxor xmm0, xmm0", "movq xmm1, {one}", "sti",
         "2:", "fadd st(1), st", "paddq xmm0, xmm1", "dec {n}", "jnz 2b", "cli",
         "fstp st(0)", "sub rsp, 8", "fistp qword ptr [rsp]", "pop {s}", "movq {p}, xmm0", "fninit",
-        one = in(reg) 1u64, n = inout(reg) 2_000_000u64 => _, s = out(reg) sum, p = out(reg) product,
+        one = in(reg) 1u64, n = inout(reg) 2_000_000u64 => _, s = out(reg) sum,
+            p = out(reg) product,
         out("xmm0") _, out("xmm1") _,
     );
     guest_kit::apic::write(guest_kit::apic::register::TIMER_INITIAL, 0);

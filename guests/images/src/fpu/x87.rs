@@ -30,12 +30,14 @@ pub fn arithmetic() {
     check_eq!(x87!("fldpi", "frndint"), 3f64.to_bits(), "FRNDINT");
     let seven = 7i32;
     check_eq!(
-        x87!("fild dword ptr [{n}]", "fld1", "fadd st, st", "fdivp st(1), st"; n = in(reg) &raw const seven),
+        x87!("fild dword ptr [{n}]", "fld1", "fadd st, st", "fdivp st(1), st";
+            n = in(reg) &raw const seven),
         3.5f64.to_bits(),
         "FILD and FDIVP"
     );
     check_eq!(
-        x87!("fld1", "fadd st, st", "fild dword ptr [{n}]", "fprem", "fstp st(1)"; n = in(reg) &raw const seven),
+        x87!("fld1", "fadd st, st", "fild dword ptr [{n}]", "fprem", "fstp st(1)";
+            n = in(reg) &raw const seven),
         1f64.to_bits(),
         "FPREM"
     );
@@ -117,7 +119,8 @@ pub fn stack() {
         "FXAM of an empty register"
     );
     let flags: u64;
-    insn!("fninit", "fldz", "fld1", "fcomi st, st(1)", "pushfq", "pop {f}", "fninit", f = out(reg) flags);
+    insn!("fninit", "fldz", "fld1", "fcomi st, st(1)", "pushfq", "pop {f}", "fninit",
+        f = out(reg) flags);
     check_eq!(flags & 0x45, 0, "FCOMI: above");
 }
 
@@ -129,7 +132,8 @@ pub fn control() {
         let mut result = 0u64;
         insn!("fninit", "fldcw [{c}]", "fld1", "fild dword ptr [{n}]", "fdivp st(1), st",
             "fstp qword ptr [{r}]", "fninit",
-            c = in(reg) &raw const control, n = in(reg) &raw const THREE, r = in(reg) &raw mut result);
+            c = in(reg) &raw const control, n = in(reg) &raw const THREE,
+                r = in(reg) &raw mut result);
         result
     };
     static THREE: i32 = 3;
@@ -212,10 +216,9 @@ pub fn mmx_alias() {
         0xffff,
         "MMX sets the exponent to all ones"
     );
-    let tags: u16;
     let mut saved = [0u8; 28];
     insn!("movq mm0, {v}", "emms", "fnstenv [{s}]", "fninit",
         v = in(reg) value, s = in(reg) saved.as_mut_ptr());
-    tags = u16::from_le_bytes([saved[8], saved[9]]);
+    let tags = u16::from_le_bytes([saved[8], saved[9]]);
     check_eq!(tags, 0xffff, "EMMS empties the registers");
 }

@@ -95,7 +95,7 @@ pub fn flush() {
         simple(call::FLUSH_SPACE, &[cr3, 0, mask])
     });
     watch("flush list", || {
-        let input = hyperv::place(&[cr3, 0, mask, WINDOW - 0x1000 | 2]);
+        let input = hyperv::place(&[cr3, 0, mask, (WINDOW - 0x1000) | 2]);
         let result = raw(hyperv::rep_control(call::FLUSH_LIST, 0, 1), input, 0);
         if reps_of(result) == 1 {
             status_of(result)

@@ -189,7 +189,8 @@ pub fn read_modify_write() {
         modify!("XCHG", "xchg [{}], eax", in(reg) WINDOW, out("eax") _);
         modify!("BTS", "bts dword ptr [{}], 1", in(reg) WINDOW);
         // CMPXCHG writes in any case, also when the comparison fails.
-        modify!("CMPXCHG", "lock cmpxchg [{}], ecx", in(reg) WINDOW, inout("eax") -1 => _, in("ecx") 0);
+        modify!("CMPXCHG", "lock cmpxchg [{}], ecx", in(reg) WINDOW, inout("eax") -1 => _,
+            in("ecx") 0);
         modify!("CMPXCHG8B", "push rbx", "lock cmpxchg8b [rdi]", "pop rbx", in("rdi") WINDOW,
             inout("eax") -1 => _, inout("edx") 0 => _, in("ecx") 0);
         modify!("STOSB", "stosb", inout("rdi") WINDOW => _, in("al") 0u8);
@@ -264,7 +265,8 @@ pub fn stack_and_strings() {
         let progress = memory::page();
         let fault = attempt(|| {
             // The registers are kept by the handler of the fault; tell them through memory.
-            insn!("rep stosb", inout("rdi") WINDOW + 0xff0 => _, inout("rcx") 64u64 => _, in("al") 7u8);
+            insn!("rep stosb", inout("rdi") WINDOW + 0xff0 => _, inout("rcx") 64u64 => _,
+                in("al") 7u8);
         });
         check_eq!(
             outcome(fault.map(|_| ())),

@@ -142,7 +142,8 @@ fn sse() {
             "dec ecx",
             "jnz 2b",
             one = in(reg) 1,
-            out("ecx") _, out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm5") _, out("xmm4") _, out("xmm6") _,
+            out("ecx") _, out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                out("xmm5") _, out("xmm4") _, out("xmm6") _,
         );
     });
 }

@@ -6,9 +6,8 @@ use guest_kit::{check, check_eq, cpu, insn, memory, report, smp};
 
 use crate::{Line, end, together};
 
-const NEW: Line<AtomicU64> = Line(AtomicU64::new(0));
 /// How many operations each processor did.
-static DONE: [Line<AtomicU64>; smp::MAX] = [NEW; smp::MAX];
+static DONE: [Line<AtomicU64>; smp::MAX] = [const { Line(AtomicU64::new(0)) }; smp::MAX];
 
 fn total() -> u64 {
     DONE.iter().map(|line| line.0.swap(0, SeqCst)).sum()
@@ -80,7 +79,8 @@ pub fn exchanges() {
     let small = memory::page();
     let operations = hammer(|_| {
         insn!(
-            "lock inc byte ptr [{c}]", "lock inc word ptr [{c} + 2]", "lock inc dword ptr [{c} + 4]",
+            "lock inc byte ptr [{c}]", "lock inc word ptr [{c} + 2]",
+                "lock inc dword ptr [{c} + 4]",
             c = in(reg) small,
         );
         1
@@ -159,7 +159,7 @@ pub fn tokens() {
     for cell in 0..CELLS {
         memory::write64(cells + cell * 64, 1 << (cell * 8));
     }
-    let held: [Line<AtomicU64>; smp::MAX] = [NEW; smp::MAX];
+    let held: [Line<AtomicU64>; smp::MAX] = [const { Line(AtomicU64::new(0)) }; smp::MAX];
     let operations = hammer(|index| {
         let mut token = held[index].0.load(Relaxed);
         for cell in 0..CELLS {

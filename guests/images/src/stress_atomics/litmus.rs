@@ -6,8 +6,7 @@ use guest_kit::{check, check_eq, cpu, insn, memory, smp, time};
 
 use crate::{Line, end, together};
 
-const NEW: Line<AtomicU64> = Line(AtomicU64::new(0));
-static ROUND: [Line<AtomicU64>; 2] = [NEW; 2];
+static ROUND: [Line<AtomicU64>; 2] = [const { Line(AtomicU64::new(0)) }; 2];
 static LAST_ROUND: Line<AtomicU64> = Line(AtomicU64::new(0));
 
 /// How many independent pairs of cells one round goes through.

@@ -33,7 +33,7 @@ fn page_time(page: u64) -> Option<u64> {
         let tsc = cpu::rdtsc();
         let (scale, offset) = (memory::read64(page + 8), memory::read64(page + 16));
         if memory::read32(page) == sequence {
-            let scaled = (u128::from(tsc) * u128::from(scale) >> 64) as u64;
+            let scaled = ((u128::from(tsc) * u128::from(scale)) >> 64) as u64;
             return Some(scaled.wrapping_add(offset));
         }
     }

@@ -135,6 +135,33 @@ fn icebp_and_int3_push_the_address_behind_them() {
 }
 
 #[test]
+fn icebp_takes_the_breakpoint_that_a_load_of_ss_held_back() {
+    // INT 1 is another exception in front of the one held back.
+    for (code, traps) in [([0xf1, 0x90], 1), ([0xcd, 0x01], 2)] {
+        let mut m = machine();
+        m.asm(64, HANDLER, |a| {
+            a.inc(r8)?;
+            a.mov(rax, dr6)?;
+            a.iretq()
+        });
+        m.asm(64, CODE, |a| {
+            a.mov(ss, word_ptr(0x5000u64))?;
+            a.db(&code)?;
+            a.hlt()
+        });
+        m.write32(0x5000, 0);
+        m.state(|s| {
+            s.dr[1] = 0x5000;
+            // Breakpoint 1: data, four bytes.
+            s.dr7 = 0x400 | 1 << 2 | 0xf << 20;
+        });
+        m.until_halt();
+        assert_eq!(m.vp.state().gpr[8], traps);
+        assert_eq!(m.vp.state().gpr[0] & 0xf, 2);
+    }
+}
+
+#[test]
 fn port_breakpoints_need_debugging_extensions() {
     for (extensions, hits) in [(0, 0), (crate::state::cr::CR4_DE, 1)] {
         let mut m = machine();
