@@ -27,6 +27,13 @@ const LOW_MMIO: std::ops::Range<u64> = 0xf800_0000..0xfec0_0000;
 /// Addresses above all RAM that VMBus devices may use: 4 GiB worth.
 const HIGH_MMIO_SIZE: u64 = 4 << 30;
 
+/// Where a PC's firmware begins: F000:FFF0. Guests on hardware-reduced ACPI
+/// without EFI jump there to reset.
+const RESET_VECTOR_GPA: u64 = 0xf_fff0;
+/// MOV DX,0CF9h; MOV AL,2; OUT DX,AL; MOV AL,6; OUT DX,AL; HLT; JMP to the HLT.
+const RESET_VECTOR: [u8; 12] =
+    [0xba, 0xf9, 0x0c, 0xb0, 0x02, 0xee, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
+
 /// How a run between two resets ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -192,6 +199,7 @@ pub(crate) fn run_once(
     let (partition, mut processors) = Partition::new(&partition_config).map_err(vm_error)?;
     load(&partition, plan)?;
     place_acpi(&partition, config, &map)?;
+    partition.write_guest(RESET_VECTOR_GPA, &RESET_VECTOR).map_err(vm_error)?;
 
     let sink = Arc::new(ToPartition(OnceLock::new()));
     // A new lock is empty.
