@@ -31,8 +31,9 @@ const HIGH_MMIO_SIZE: u64 = 4 << 30;
 /// without EFI jump there to reset.
 const RESET_VECTOR_GPA: u64 = 0xf_fff0;
 /// MOV DX,0CF9h; MOV AL,2; OUT DX,AL; MOV AL,6; OUT DX,AL; HLT; JMP to the HLT.
-const RESET_VECTOR: [u8; 12] =
-    [0xba, 0xf9, 0x0c, 0xb0, 0x02, 0xee, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
+const RESET_VECTOR: [u8; 12] = [
+    0xba, 0xf9, 0x0c, 0xb0, 0x02, 0xee, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd,
+];
 
 /// How a run between two resets ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,7 +200,9 @@ pub(crate) fn run_once(
     let (partition, mut processors) = Partition::new(&partition_config).map_err(vm_error)?;
     load(&partition, plan)?;
     place_acpi(&partition, config, &map)?;
-    partition.write_guest(RESET_VECTOR_GPA, &RESET_VECTOR).map_err(vm_error)?;
+    partition
+        .write_guest(RESET_VECTOR_GPA, &RESET_VECTOR)
+        .map_err(vm_error)?;
 
     let sink = Arc::new(ToPartition(OnceLock::new()));
     // A new lock is empty.

@@ -34,7 +34,6 @@ $(dmesg | sed -n 's/^\[[^]]*\] *\(Hypervisor detected.*\)/\1/p')
 'poweroff' ends the VM; so does Ctrl-A x.
 
 END
-setsid cttyhack sh -l </dev/console >/dev/console 2>&1 &
-shell=$!
-while kill -0 "$shell" 2>/dev/null; do wait "$shell"; done
+# In the foreground: a background job of this shell would ignore Ctrl-C.
+setsid cttyhack sh -l </dev/console >/dev/console 2>&1
 poweroff -f
