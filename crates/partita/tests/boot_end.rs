@@ -59,7 +59,8 @@ impl Files {
 
 #[test]
 fn power_off() {
-    let vm = Files::new().linux(CLOUD, "echo going\npoweroff -f\n", &["--processors", "2"]);
+    let files = Files::new();
+    let vm = files.linux(CLOUD, "echo going\npoweroff -f\n", &["--processors", "2"]);
     let ended = vm.ended().expect_code(OK);
     assert!(ended.console.contains("going\n"), "{}", ended.console);
     assert_eq!(ended.messages, "");
@@ -69,7 +70,8 @@ fn power_off() {
 fn a_reboot_starts_the_guest_again() {
     let script = "echo ready\nread -r word\n\
                   if [ \"$word\" = again ]; then reboot -f; fi\npoweroff -f\n";
-    let mut vm = Files::new().linux(CLOUD, script, &["--processors", "2"]);
+    let files = Files::new();
+    let mut vm = files.linux(CLOUD, script, &["--processors", "2"]);
     vm.wait_for("ready\r\n", 1);
     vm.send("again\n");
     vm.wait_for("ready\r\n", 2);
