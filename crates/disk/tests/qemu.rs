@@ -2,34 +2,18 @@
 //! Partita reads what `qemu-img` wrote.
 
 mod common;
+#[path = "../../partita/tests/support/tools.rs"]
+#[allow(dead_code, reason = "each file of tests uses a part of it")]
+mod tools;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
 use common::{MIB, pattern, read, write};
 use disk::{CreateOptions, DiskKind, Format, OpenOptions, no_progress, ops};
-
-/// The tool, installed when it is missing and this may install.
-fn qemu_img() -> &'static Path {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let there = || Command::new("qemu-img").arg("--version").output().is_ok();
-        if !there() {
-            let installed = Command::new("apt-get")
-                .args(["install", "-y", "--no-install-recommends", "qemu-utils"])
-                .output();
-            assert!(
-                installed.is_ok_and(|o| o.status.success()) && there(),
-                "qemu-img is missing and could not be installed: apt-get install qemu-utils"
-            );
-        }
-        PathBuf::from("qemu-img")
-    })
-}
+use tools::{qemu_img, qemu_io};
 
 fn qemu(args: &[&str], files: &[&Path]) -> String {
-    let output = Command::new(qemu_img())
+    let output = qemu_img()
         .args(args)
         .args(files)
         .output()
@@ -198,7 +182,7 @@ fn qemu_respects_the_lock_and_is_respected() {
     )
     .expect("create");
     let disk = ops::open(&file, &OpenOptions::default()).expect("open");
-    let refused = Command::new(qemu_img())
+    let refused = qemu_img()
         .args(["info", "-f", "vhdx"])
         .arg(&file)
         .output()
@@ -242,7 +226,7 @@ fn a_log_that_qemu_left_is_replayed() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let file = dir.path().join("disk.vhdx");
     qemu(&["create", "-f", "vhdx"], &[&file, Path::new("64M")]);
-    let died = Command::new("qemu-io")
+    let died = qemu_io()
         .args([
             "-f",
             "vhdx",

@@ -1,13 +1,15 @@
 //! Against libvhdi, which reads chains of differencing disks: VHDX and VHD.
 
 mod common;
+#[path = "../../partita/tests/support/tools.rs"]
+#[allow(dead_code, reason = "each file of tests uses a part of it")]
+mod tools;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::Path;
 
 use common::{MIB, pattern, read, write};
 use disk::{CreateOptions, DiskKind, Format, OpenOptions, ops};
+use tools::python_with_libvhdi;
 
 /// Opens the files given, each the parent of the one before, and prints the disk's bytes.
 const SCRIPT: &str = r#"
@@ -26,37 +28,8 @@ while left:
     left -= len(data)
 "#;
 
-/// A Python that has libvhdi, in an environment of its own below the target folder.
-fn python() -> &'static Path {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libvhdi");
-        let python = home.join("bin/python");
-        let run = |program: &Path, args: &[&str]| {
-            Command::new(program)
-                .args(args)
-                .output()
-                .is_ok_and(|o| o.status.success())
-        };
-        let ready = || run(&python, &["-c", "import pyvhdi"]);
-        let text = home.display().to_string();
-        let made = ready()
-            || (run(Path::new("python3"), &["-m", "venv", &text])
-                && run(
-                    &python,
-                    &["-m", "pip", "install", "--quiet", "libvhdi-python"],
-                )
-                && ready());
-        assert!(
-            made,
-            "libvhdi could not be installed: needs python3 -m venv, and pip with PyPI"
-        );
-        python
-    })
-}
-
 fn seen_by_libvhdi(files: &[&Path]) -> Vec<u8> {
-    let output = Command::new(python())
+    let output = python_with_libvhdi()
         .arg("-c")
         .arg(SCRIPT)
         .args(files)

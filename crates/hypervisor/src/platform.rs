@@ -48,8 +48,9 @@ pub trait Platform: Send + Sync {
     /// the host's scheduler).
     fn relax(&self);
 
-    /// A message or event for a port that the root owns.
-    fn root_port_notify(&self, notification: RootNotification);
+    /// A message or event for a port that the root owns. False when it was
+    /// not taken since too many wait: the sender is to try again.
+    fn root_port_notify(&self, notification: RootNotification) -> bool;
 }
 
 /// What reached a port of the root partition. Hosted, the root has no virtual

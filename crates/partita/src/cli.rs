@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use vmwp::Platform;
 use vmwp::config::{MAX_PROCESSORS, MIN_PROCESSORS};
+use vmwp::{DiskConfig, Platform};
 
+use crate::disk::{self, DiskArguments};
+use crate::drives::{parse_disk, parse_dvd};
 use crate::size::parse_memory;
 
 /// Exit status: the guest powered off, or everything held.
@@ -23,6 +25,7 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   partita run --kernel vmlinuz --initrd initrd.img
   partita run --kernel vmlinuz --memory 2G --processors 4 --cmdline \"console=ttyS0 quiet\"
+  partita run --kernel vmlinuz --initrd initrd.img --disk root.vhdx --cmdline \"root=/dev/sda1\"
   partita run --kernel test.flat --test-device --memory 128M
 
 Keys, if standard input is a terminal:
@@ -68,6 +71,9 @@ pub(crate) enum Command {
     /// Fetch a Debian kernel and boot it to a shell, with nothing prepared.
     #[command(after_help = QUICKSTART_EXAMPLES)]
     Quickstart(QuickstartArguments),
+    /// Make, examine and change virtual disk files: VHDX, VHD and raw.
+    #[command(after_help = disk::EXAMPLES)]
+    Disk(DiskArguments),
 }
 
 /// Size of the VM.
@@ -104,9 +110,22 @@ pub(crate) struct RunArguments {
     /// End when the guest resets itself, instead of starting it again
     #[arg(long)]
     pub(crate) no_reboot: bool,
+    /// Add a disk (VHDX, VHD or raw, by the file's name; repeatable): FILE[,ro][,controller=N][,lun=N]
+    #[arg(long = "disk", value_name = "FILE", value_parser = parse_disk)]
+    disks: Vec<DiskConfig>,
+    /// Add an optical drive with an ISO image, or an empty one (""): [FILE][,controller=N][,lun=N]
+    #[arg(long = "dvd", value_name = "FILE", value_parser = parse_dvd)]
+    dvds: Vec<DiskConfig>,
     /// Make a control socket at this path
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
+}
+
+impl RunArguments {
+    /// The VM's disks, then its optical drives.
+    pub(crate) fn drives(&self) -> Vec<DiskConfig> {
+        [&self.disks[..], &self.dvds].concat()
+    }
 }
 
 /// Arguments of `partita quickstart`.

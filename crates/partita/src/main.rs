@@ -1,6 +1,8 @@
 //! The `partita` command line.
 
 mod cli;
+mod disk;
+mod drives;
 mod quickstart;
 mod run;
 mod size;
@@ -11,6 +13,7 @@ fn main() -> ExitCode {
     match cli::parse() {
         Ok(cli::Command::Run(arguments)) => run::main(&arguments),
         Ok(cli::Command::Quickstart(arguments)) => quickstart::main(&arguments),
+        Ok(cli::Command::Disk(arguments)) => disk::main(&arguments),
         Err(code) => code,
     }
 }

@@ -17,6 +17,7 @@ pub(crate) fn main(arguments: &RunArguments) -> ExitCode {
         platform: arguments.machine.platform,
         test_device: arguments.test_device,
         no_reboot: arguments.no_reboot,
+        disks: arguments.drives(),
         control: arguments.control.clone(),
         console: Console::Stdio,
         stop: StopRequest::new(),

@@ -68,15 +68,19 @@ impl Trigger for Line {
     }
 }
 
+/// So many reads of the line status, one after the other, are what polling
+/// for input looks like. Drivers that probe or send read it once or twice;
+/// Linux throws away what it receives while it probes.
+const POLLING: u8 = 8;
+
 struct State {
     uart: Serial<Line, NoEvents, Box<dyn Write + Send>>,
     input: VecDeque<u8>,
     /// The guest has not yet taken everything since the last notification.
     draining: bool,
-    /// The guest's last access was a read of the line status. Reading it
-    /// again at once is what polling for input looks like; drivers that
-    /// probe or send do something else in between.
-    status_read: bool,
+    /// Reads of the line status with no other access in between, up to
+    /// [`POLLING`].
+    status_reads: u8,
 }
 
 /// One serial port.
@@ -93,7 +97,7 @@ impl SerialPort {
             uart,
             input: VecDeque::new(),
             draining: false,
-            status_read: false,
+            status_reads: 0,
         };
         Self {
             state: Mutex::new(state),
@@ -105,8 +109,12 @@ impl SerialPort {
     /// Reads register 0 to 7.
     pub(crate) fn read(&self, register: u8) -> u8 {
         let mut state = self.lock();
-        let polls = std::mem::replace(&mut state.status_read, register == REG_LINE_STATUS);
-        let due = if polls && state.status_read {
+        state.status_reads = if register == REG_LINE_STATUS {
+            (state.status_reads + 1).min(POLLING)
+        } else {
+            0
+        };
+        let due = if state.status_reads == POLLING {
             state.refill()
         } else {
             false
@@ -121,7 +129,7 @@ impl SerialPort {
     /// Writes register 0 to 7.
     pub(crate) fn write(&self, register: u8, value: u8) {
         let mut state = self.lock();
-        state.status_read = false;
+        state.status_reads = 0;
         if state.uart.write(register, value).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }

@@ -1,16 +1,15 @@
 //! A child partition, from its creation to its end.
 
 use crate::observer::{HypercallObserver, observe};
-use crate::platform::{HostPlatform, VpHandle};
+use crate::platform::{HostPlatform, NotificationSink, VpHandle};
 use crate::software::SoftwareProcessor;
 use crate::space::ChildSpace;
 use crate::system_memory::{PAGE_SIZE, SystemMemory};
 use crate::virtual_processor::VirtualProcessor;
-use hypervisor::{Hypervisor, HypervisorConfig, ProcessorVendor, RootNotification};
+use hypervisor::{Hypervisor, HypervisorConfig, ProcessorVendor};
 use processor::{Config, Vp};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
 use tlfs::{
     HvInterruptControl, HvInterruptType, HvMapGpaFlags, HvMessage, HvPartitionCreationFlags,
     HvPartitionId, HvPartitionPropertyCode, HvPortInfo, HvPortType, HvVpIndex,
@@ -82,7 +81,6 @@ pub struct Partition {
     memory: Arc<SystemMemory>,
     ram: Vec<(RamRange, u64)>,
     stopped: AtomicBool,
-    notifications: Mutex<Option<Receiver<RootNotification>>>,
 }
 
 impl Partition {
@@ -118,7 +116,7 @@ impl Partition {
         let size = ram_bytes.next_multiple_of(LARGE * PAGE_SIZE) + pool * PAGE_SIZE;
         let memory = SystemMemory::new(size, true).map_err(VidError::Memory)?;
         let memory = Arc::new(memory);
-        let (platform, notifications) = HostPlatform::new(memory.clone(), crate::tsc::frequency());
+        let platform = HostPlatform::new(memory.clone(), crate::tsc::frequency());
         let processor = Config::default();
         let hypervisor = Hypervisor::new(platform.clone(), hypervisor_config(&processor));
         let hypervisor = Arc::new(hypervisor);
@@ -136,7 +134,6 @@ impl Partition {
             memory,
             ram: Vec::new(),
             stopped: AtomicBool::new(false),
-            notifications: Mutex::new(Some(notifications)),
         };
         let first_pool_page = ram_bytes.next_multiple_of(LARGE * PAGE_SIZE) / PAGE_SIZE;
         partition
@@ -201,9 +198,10 @@ impl Partition {
         &self.memory
     }
 
-    /// What reaches the root's ports; given out once.
-    pub fn take_notifications(&self) -> Option<Receiver<RootNotification>> {
-        self.notifications.lock().ok()?.take()
+    /// Who takes what reaches the root's ports from now on. Without anybody,
+    /// it is lost.
+    pub fn set_notification_sink(&self, sink: Option<NotificationSink>) {
+        self.platform.set_sink(sink);
     }
 
     /// Copies into the guest's RAM.

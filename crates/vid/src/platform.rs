@@ -4,7 +4,6 @@ use crate::system_memory::SystemMemory;
 use crate::timer::Timers;
 use hypervisor::{BadSpa, Hypervisor, Platform, RootNotification};
 use processor::Requests;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::thread::Thread;
 use tlfs::{HvPartitionId, HvVpIndex};
@@ -44,16 +43,17 @@ pub(crate) struct HostPlatform {
     vps: Arc<RwLock<Vec<Option<VpHandle>>>>,
     timers: Timers,
     hypervisor: OnceLock<Weak<Hypervisor>>,
-    notifications: Mutex<Sender<RootNotification>>,
+    sink: RwLock<Option<NotificationSink>>,
 }
 
+/// Takes what reaches the root's ports, on the thread of the virtual processor
+/// that sent it. False when it was not taken since too many wait; the guest is
+/// then told to try again.
+pub type NotificationSink = Arc<dyn Fn(RootNotification) -> bool + Send + Sync>;
+
 impl HostPlatform {
-    /// A platform over `memory`, and the queue of what reaches the root's ports.
-    pub(crate) fn new(
-        memory: Arc<SystemMemory>,
-        tsc_frequency: u64,
-    ) -> (Arc<Self>, Receiver<RootNotification>) {
-        let (sender, receiver) = channel();
+    /// A platform over `memory`.
+    pub(crate) fn new(memory: Arc<SystemMemory>, tsc_frequency: u64) -> Arc<Self> {
         let vps: Arc<RwLock<Vec<Option<VpHandle>>>> = Arc::default();
         let kick = Arc::downgrade(&vps);
         let timers = Timers::new(move |vp| {
@@ -61,15 +61,19 @@ impl HostPlatform {
                 kick_vp(&vps, vp);
             }
         });
-        let platform = Self {
+        Arc::new(Self {
             memory,
             tsc_frequency,
             vps,
             timers,
             hypervisor: OnceLock::new(),
-            notifications: Mutex::new(sender),
-        };
-        (Arc::new(platform), receiver)
+            sink: RwLock::default(),
+        })
+    }
+
+    /// Who takes what reaches the root's ports from now on.
+    pub(crate) fn set_sink(&self, sink: Option<NotificationSink>) {
+        *self.sink.write().unwrap_or_else(PoisonError::into_inner) = sink;
     }
 
     pub(crate) fn attach(&self, hypervisor: &Arc<Hypervisor>) {
@@ -163,12 +167,9 @@ impl Platform for HostPlatform {
         std::thread::yield_now();
     }
 
-    fn root_port_notify(&self, notification: RootNotification) {
-        let sender = self
-            .notifications
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // Nobody listens once the partition is being taken down.
-        let _ = sender.send(notification);
+    fn root_port_notify(&self, notification: RootNotification) -> bool {
+        let sink = self.sink.read().unwrap_or_else(PoisonError::into_inner);
+        // What comes while nobody listens is nobody's.
+        sink.as_ref().is_none_or(|sink| sink(notification))
     }
 }

@@ -64,7 +64,8 @@ fn a_ring_in_the_partitions_memory() {
     let partition = partition();
     let host = Arc::new(PartitionHost::new(partition.clone(), 2));
     let bus = Bus::start(host.clone(), BusConfig::default()).unwrap();
-    bus.pump(partition.take_notifications().unwrap()).unwrap();
+    let handle = bus.handle();
+    partition.set_notification_sink(Some(Arc::new(move |what| handle.notify(what).is_ok())));
     let (echo, events) = Echo::new(1);
     bus.offer(echo).unwrap();
     let contact = InitiateContact {

@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::disks::{DiskConfig, Disks, DriveError};
 use crate::loader::{self, BootConfig, Input, LoadError, LoadPlan, layout};
 
 /// Fewest virtual processors of a VM.
@@ -120,6 +121,8 @@ pub struct VmConfig {
     pub test_device: bool,
     /// Whether a reset by the guest ends the run.
     pub no_reboot: bool,
+    /// Disks and optical drives.
+    pub disks: Vec<DiskConfig>,
     /// Path at which a control socket is to be made.
     pub control: Option<PathBuf>,
     /// The serial console.
@@ -153,6 +156,20 @@ impl VmConfig {
             ));
         }
         self.control.as_deref().map_or(Ok(()), check_control_path)
+    }
+
+    /// Opens the disks.
+    ///
+    /// # Errors
+    /// [`VmError::Drive`] names the first that cannot be used.
+    pub(crate) fn open_disks(&self) -> Result<Disks, VmError> {
+        Disks::open(&self.disks).map_err(|(index, source)| VmError::Drive {
+            flag: match self.disks.get(index) {
+                Some(DiskConfig { optical: true, .. }) => "--dvd",
+                _ => "--disk",
+            },
+            source,
+        })
     }
 
     /// Reads the boot files.
@@ -297,6 +314,14 @@ pub enum VmError {
         file: String,
         /// What is wrong with it.
         source: LoadError,
+    },
+    /// A disk or an optical drive cannot be had.
+    #[error("{flag}: {source}")]
+    Drive {
+        /// The flag that asked for it.
+        flag: &'static str,
+        /// Why.
+        source: DriveError,
     },
     /// The control socket's path is occupied.
     #[error("--control {} is in use ({reason}); give a path that does not exist yet", path.display())]

@@ -1,15 +1,18 @@
 //! The worker process: one VM assembled from the parts below it.
 
+mod components;
 pub mod config;
 pub mod console;
 mod control;
 pub mod cpio;
+mod disks;
 pub mod loader;
 mod machine;
 mod serial;
 mod test_device;
 
 pub use config::{Console, Image, Platform, StopRequest, VmConfig, VmError, VmExit};
+pub use disks::{DiskConfig, DriveError, MAX_CONTROLLERS, MAX_LUNS};
 
 use std::sync::Arc;
 
@@ -28,7 +31,8 @@ pub fn run(mut config: VmConfig) -> Result<VmExit, VmError> {
     let plan = config.plan(&files)?;
     let console = SerialConsole::open(ends, &config.stop)
         .map_err(|error| VmError::Vm(format!("the console cannot be opened: {error}")))?;
-    let point = ControlPoint::new(&config);
+    let disks = Arc::new(config.open_disks()?);
+    let point = ControlPoint::new(&config, disks.clone());
     let stopped = Arc::downgrade(&point);
     config.stop.on_request(move || {
         if let Some(point) = stopped.upgrade() {
@@ -43,7 +47,7 @@ pub fn run(mut config: VmConfig) -> Result<VmExit, VmError> {
     };
     let _socket = config.control.as_ref().map(serve).transpose()?;
     loop {
-        match machine::run_once(&config, &plan, &console, &point)? {
+        match machine::run_once(&config, &plan, &console, &disks, &point)? {
             End::Exit(exit) => return Ok(exit),
             End::Failed(what) => return Err(VmError::Vm(what)),
             End::Reset if config.no_reboot => return Ok(VmExit::Reset),

@@ -16,8 +16,10 @@ use vid::{
 };
 use vmbus::bus::{Bus, BusConfig, PartitionHost};
 
+use crate::components::Components;
 use crate::config::{VmConfig, VmError, VmExit};
 use crate::control::{ControlPoint, Running};
+use crate::disks::Disks;
 use crate::loader::{EntryState, LoadPlan, MemoryMap, SegmentRegister, TableRegister, layout};
 use crate::serial::SerialConsole;
 use crate::test_device;
@@ -186,6 +188,7 @@ pub(crate) fn run_once(
     config: &VmConfig,
     plan: &LoadPlan<'_>,
     console: &SerialConsole,
+    disks: &Disks,
     point: &ControlPoint,
 ) -> Result<End, VmError> {
     let map = MemoryMap::for_size(config.memory_bytes);
@@ -216,6 +219,10 @@ pub(crate) fn run_once(
     console.connect(Some(chipset.clone()));
 
     let bus = start_bus(&partition, config.processors)?;
+    disks
+        .connect(&bus, &partition, config.processors)
+        .map_err(vm_error)?;
+    let components = Components::offer(&bus, &partition).map_err(vm_error)?;
 
     let end = Arc::new(EndSlot::default());
     let timer = OnceLock::new();
@@ -238,6 +245,7 @@ pub(crate) fn run_once(
         partition: Arc::downgrade(&partition),
         chipset: Arc::downgrade(&devices.chipset),
         end: Arc::downgrade(&end),
+        components,
     }));
     if config.stop.is_requested() {
         point.end(End::Exit(VmExit::EndedByUser));
@@ -274,8 +282,10 @@ pub(crate) fn run_once(
         }
         end
     });
-    bus.stop();
     point.set_running(None);
+    partition.set_notification_sink(None);
+    bus.stop();
+    disks.disconnect();
     console.connect(None);
     Ok(end)
 }
@@ -284,9 +294,9 @@ pub(crate) fn run_once(
 fn start_bus(partition: &Arc<Partition>, processors: u32) -> Result<Bus, VmError> {
     let host = Arc::new(PartitionHost::new(partition.clone(), processors));
     let bus = Bus::start(host, BusConfig::default()).map_err(vm_error)?;
-    if let Some(notifications) = partition.take_notifications() {
-        bus.pump(notifications).map_err(vm_error)?;
-    }
+    let handle = bus.handle();
+    let sink = move |notification| handle.notify(notification).is_ok();
+    partition.set_notification_sink(Some(Arc::new(sink)));
     Ok(bus)
 }
 

@@ -52,6 +52,15 @@ impl FileBacking {
         Self::locked(file.on("create", path)?, path, false)
     }
 
+    /// Takes over a file that is open for reading and writing, and locks it; `path` is for
+    /// messages.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub(crate) fn adopt(file: File, path: &Path) -> Result<Self> {
+        Self::locked(file, path, false)
+    }
+
     fn locked(file: File, path: &Path, read_only: bool) -> Result<Self> {
         let kind = file.metadata().on("examine", path)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
@@ -99,6 +108,12 @@ impl FileBacking {
             done += n;
         }
         Ok(())
+    }
+}
+
+impl Drop for FileBacking {
+    fn drop(&mut self) {
+        lock::unlock(&self.file);
     }
 }
 
@@ -230,6 +245,17 @@ mod tests {
             FileBacking::open(&path, false),
             Err(DiskError::Locked { .. })
         ));
+    }
+
+    #[test]
+    fn a_closed_file_is_free_even_while_a_copy_of_its_descriptor_is_open() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = file(dir.path());
+        let writer = FileBacking::open(&path, false).expect("writer");
+        // As a child process has it between fork and exec.
+        let _copy = writer.file.try_clone().expect("copy");
+        drop(writer);
+        FileBacking::open(&path, false).expect("a second writer");
     }
 
     #[test]

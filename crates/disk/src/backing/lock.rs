@@ -34,6 +34,15 @@ pub(super) fn lock(file: &File, write: bool) -> io::Result<()> {
     }
 }
 
+/// Gives the lock back. Closing the file would do so too, but only once a process that this one is
+/// just starting has closed its copy.
+pub(super) fn unlock(file: &File) {
+    use rustix::fs::{FlockOperation, flock};
+    // Nothing can be done about a failure; the close that follows is the second try.
+    let _ = set(file, libc::F_UNLCK, 0, 0);
+    let _ = flock(file, FlockOperation::NonBlockingUnlock);
+}
+
 fn lock_writer(file: &File) -> nix::Result<()> {
     set(file, libc::F_WRLCK, 0, 0)
 }

@@ -126,6 +126,28 @@ pub(crate) fn flush(file: &dyn Backing) -> crate::Result<()> {
     file.flush().at("flush the file", 0)
 }
 
+/// Bytes that are reserved between two reports of progress.
+const RESERVE_STEP: u64 = 256 << 20;
+
+/// [`Backing::reserve`] in steps, so that it can be stopped.
+pub(crate) fn reserve(
+    file: &dyn Backing,
+    offset: u64,
+    len: u64,
+    progress: &mut crate::ProgressFn<'_>,
+) -> crate::Result<()> {
+    use crate::error::IoContext;
+    let mut done = 0;
+    while done < len {
+        crate::progress::report(progress, done, len)?;
+        let step = (len - done).min(RESERVE_STEP);
+        let at = offset + done;
+        file.reserve(at, step).at("reserve space", at)?;
+        done += step;
+    }
+    Ok(())
+}
+
 /// [`Backing::len`] with this crate's error.
 pub(crate) fn len(file: &dyn Backing) -> crate::Result<u64> {
     use crate::error::IoContext;

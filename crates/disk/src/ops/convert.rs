@@ -4,14 +4,17 @@ use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::create::{CreateOptions, create_on};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use super::create::{CreateOptions, lay_out_on};
 use super::draft::Draft;
 use super::open::{OpenOptions, Parents, open_any};
 use crate::error::{DiskError, IoContext, Result};
 use crate::iov;
-use crate::progress::{ProgressFn, report};
+use crate::progress::{Progress, ProgressFn, report};
 use crate::raw::RawDisk;
-use crate::types::{Access, DiskInfo, DiskKind, Format, Place, VirtualDisk};
+use crate::types::{Access, DiskInfo, DiskKind, Extent, Format, Place, VirtualDisk};
 use crate::vhd::Vhd;
 use crate::vhdx::Vhdx;
 
@@ -32,7 +35,7 @@ pub fn convert(
     progress: &mut ProgressFn<'_>,
 ) -> Result<DiskInfo> {
     if target.symlink_metadata().is_ok() {
-        return Err(std::io::Error::from(std::io::ErrorKind::AlreadyExists)).on("create", target);
+        return Err(std::io::Error::from(Errno::EXIST)).on("create", target);
     }
     if options.kind == DiskKind::Differencing {
         return Err(DiskError::invalid(
@@ -44,13 +47,26 @@ pub fn convert(
         ..source_options.clone()
     };
     let from = open_any(source, &read_only, Parents::Open)?.into_dyn();
+    check_whole(source, &from.info())?;
     let draft = Draft::new(target)?;
     copy_into(&*from, &draft, options, progress).map_err(|e| e.in_file(target))?;
     draft.publish(false)?;
     super::info(target, Some(options.format))
 }
 
-/// Lays out a disk in the draft and fills it.
+/// Refuses a raw file whose end would not be copied.
+fn check_whole(source: &Path, info: &DiskInfo) -> Result<()> {
+    if info.format == Format::Raw && info.file_size != info.virtual_size {
+        let (source, sector) = (source.display(), info.logical_sector_size);
+        let reason = format!(
+            "{source} ends inside a sector; pad it, for example with truncate --size=%{sector}"
+        );
+        return Err(DiskError::Invalid(reason));
+    }
+    Ok(())
+}
+
+/// Lays out a disk in the draft, fills it and makes it durable.
 pub(super) fn copy_into(
     from: &dyn VirtualDisk,
     draft: &Draft,
@@ -76,7 +92,9 @@ pub(super) fn copy_into(
     if options.size.is_some_and(|size| size < info.virtual_size) {
         return Err(DiskError::invalid("the target is smaller than the source"));
     }
-    create_on(&*draft.backing(), &options, None)?;
+    let total = info.virtual_size;
+    let mut begun = |_| progress(Progress { done: 0, total });
+    lay_out_on(&*draft.backing(), &options, None, &mut begun)?;
     let nobody = |_: &crate::types::ParentInfo| Ok(None);
     let to: Arc<dyn VirtualDisk> = match options.format {
         Format::Vhdx => Arc::new(Vhdx::open(draft.backing(), &nobody)?),
@@ -84,7 +102,10 @@ pub(super) fn copy_into(
         Format::Raw => Arc::new(RawDisk::new(draft.backing(), 512, true)?),
     };
     copy(from, &*to, progress)?;
-    to.close()
+    to.close()?;
+    draft.flush()?;
+    // That may have taken long: the last chance to stop before the file gets its name.
+    report(progress, total, total)
 }
 
 /// Copies everything that is not zero.
@@ -95,7 +116,7 @@ fn copy(from: &dyn VirtualDisk, to: &dyn VirtualDisk, progress: &mut ProgressFn<
     while offset < size {
         let len = (size - offset).min(CHUNK);
         let mapping = from.map(offset, len, Access::Read)?;
-        let empty = mapping.extents.iter().all(|e| e.place == Place::Zero);
+        let empty = mapping.extents.iter().all(|e| is_hole(from, e));
         drop(mapping);
         if !empty {
             let bytes = &mut buffer[..len as usize];
@@ -108,6 +129,21 @@ fn copy(from: &dyn VirtualDisk, to: &dyn VirtualDisk, progress: &mut ProgressFn<
         report(progress, offset, size)?;
     }
     Ok(())
+}
+
+/// Whether a piece of a disk is known to be zeros without reading it.
+fn is_hole(disk: &dyn VirtualDisk, extent: &Extent) -> bool {
+    match (extent.place, disk.file()) {
+        (Place::Zero, _) => true,
+        (Place::File(at), Some(file)) => {
+            // The file's own position, which this moves, is not used by anyone.
+            match seek(file, SeekFrom::Data(at)) {
+                Ok(data) => data >= at + extent.len,
+                Err(error) => error == Errno::NXIO,
+            }
+        }
+        _ => false,
+    }
 }
 
 /// Writes data whose end may lie inside a sector of a target with larger sectors.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::draft::Draft;
@@ -9,6 +10,7 @@ use super::open::{Disk, OpenOptions, Parents, open_any};
 use super::path::{LocatorPaths, locator_paths};
 use crate::backing::Backing;
 use crate::error::{DiskError, IoContext, Result};
+use crate::progress::{ProgressFn, no_progress};
 use crate::types::{DiskInfo, DiskKind, Format};
 use crate::{vhd, vhdx};
 
@@ -64,15 +66,27 @@ impl CreateOptions {
 /// [`DiskError::Path`] when the file exists or cannot be written, [`DiskError::Invalid`] for
 /// options that make no sense together, and what opening the parent reports.
 pub fn create(path: &Path, options: &CreateOptions) -> Result<DiskInfo> {
+    create_with_progress(path, options, &mut no_progress())
+}
+
+/// [`create`], which for a fixed disk can take long where the host has to clear the space.
+///
+/// # Errors
+/// As for [`create`], and [`DiskError::Cancelled`] when `progress` said so: no file is left then.
+pub fn create_with_progress(
+    path: &Path,
+    options: &CreateOptions,
+    progress: &mut ProgressFn<'_>,
+) -> Result<DiskInfo> {
     if path.symlink_metadata().is_ok() {
-        return Err(std::io::Error::from(std::io::ErrorKind::AlreadyExists)).on("create", path);
+        return Err(std::io::Error::from(Errno::EXIST)).on("create", path);
     }
     let parent = match &options.parent {
         Some(parent) => Some(Parent::examine(path, parent, options.format)?),
         None => None,
     };
     let draft = Draft::new(path)?;
-    lay_out(&*draft.backing(), options, parent.as_ref()).map_err(|e| e.in_file(path))?;
+    lay_out(&*draft.backing(), options, parent.as_ref(), progress).map_err(|e| e.in_file(path))?;
     draft.publish(false)?;
     super::info(path, Some(options.format))
 }
@@ -103,7 +117,12 @@ impl Parent {
 }
 
 /// Writes an empty disk into an empty file.
-fn lay_out(file: &dyn Backing, options: &CreateOptions, parent: Option<&Parent>) -> Result<()> {
+fn lay_out(
+    file: &dyn Backing,
+    options: &CreateOptions,
+    parent: Option<&Parent>,
+    progress: &mut ProgressFn<'_>,
+) -> Result<()> {
     if (options.kind == DiskKind::Differencing) != parent.is_some() {
         return Err(DiskError::invalid(
             "a differencing disk, and no other, has a parent",
@@ -120,8 +139,8 @@ fn lay_out(file: &dyn Backing, options: &CreateOptions, parent: Option<&Parent>)
         (None, None) => return Err(DiskError::invalid("the size is missing")),
     };
     match options.format {
-        Format::Vhdx => lay_out_vhdx(file, options, parent, size),
-        Format::Vhd => lay_out_vhd(file, options, parent, size),
+        Format::Vhdx => lay_out_vhdx(file, options, parent, size, progress),
+        Format::Vhd => lay_out_vhd(file, options, parent, size, progress),
         Format::Raw => {
             if options.kind == DiskKind::Differencing {
                 return Err(DiskError::invalid("a raw disk has no parent"));
@@ -136,6 +155,7 @@ fn lay_out_vhdx(
     options: &CreateOptions,
     parent: Option<&Parent>,
     size: u64,
+    progress: &mut ProgressFn<'_>,
 ) -> Result<()> {
     let inherited = parent.map_or(512, |p| p.info.logical_sector_size);
     let logical_sector_size = options.logical_sector_size.unwrap_or(inherited);
@@ -164,7 +184,7 @@ fn lay_out_vhdx(
             .and_then(|p| p.info.identity)
             .unwrap_or_else(Uuid::new_v4),
     };
-    vhdx::create(file, &new)
+    vhdx::create(file, &new, progress)
 }
 
 fn lay_out_vhd(
@@ -172,6 +192,7 @@ fn lay_out_vhd(
     options: &CreateOptions,
     parent: Option<&Parent>,
     size: u64,
+    progress: &mut ProgressFn<'_>,
 ) -> Result<()> {
     if options.logical_sector_size.is_some_and(|s| s != 512) {
         return Err(DiskError::invalid("a VHD disk has 512-byte sectors"));
@@ -188,7 +209,7 @@ fn lay_out_vhd(
         }),
         id: Uuid::new_v4(),
     };
-    vhd::create(file, &new)
+    vhd::create(file, &new, progress)
 }
 
 /// Writes an empty disk into an empty backing, for callers that bring their own. A differencing
@@ -200,6 +221,16 @@ pub fn create_on(
     file: &dyn Backing,
     options: &CreateOptions,
     parent: Option<&DiskInfo>,
+) -> Result<()> {
+    lay_out_on(file, options, parent, &mut no_progress())
+}
+
+/// [`create_on`], which can be stopped.
+pub(super) fn lay_out_on(
+    file: &dyn Backing,
+    options: &CreateOptions,
+    parent: Option<&DiskInfo>,
+    progress: &mut ProgressFn<'_>,
 ) -> Result<()> {
     let name = options
         .parent
@@ -214,5 +245,5 @@ pub fn create_on(
             name,
         },
     });
-    lay_out(file, options, parent.as_ref())
+    lay_out(file, options, parent.as_ref(), progress)
 }

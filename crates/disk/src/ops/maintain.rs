@@ -10,7 +10,7 @@ use super::create::CreateOptions;
 use super::draft::Draft;
 use super::open::{Disk, OpenOptions, Parents, open_any};
 use crate::backing::FileBacking;
-use crate::error::{DiskError, Result};
+use crate::error::{DiskError, IoContext, Result};
 use crate::progress::ProgressFn;
 use crate::types::{DiskInfo, DiskKind, Format, VirtualDisk};
 use crate::vhdx::Vhdx;
@@ -173,7 +173,10 @@ fn rewrite_vhd(path: &Path, disk: &dyn VirtualDisk, progress: &mut ProgressFn<'_
         block_size: Some(info.block_size),
         ..CreateOptions::new(Format::Vhd, DiskKind::Dynamic, info.virtual_size)
     };
+    // The file that a link points to is replaced, not the link.
+    let path = &path.canonicalize().on("find", path)?;
     let draft = Draft::new(path)?;
+    draft.take_mode_of(path)?;
     copy_into(disk, &draft, &options, progress)?;
     if let Some(identity) = info.identity {
         crate::vhd::Vhd::open(draft.backing(), &|_| Ok(None))?.set_identity(identity)?;

@@ -15,6 +15,6 @@ mod path;
 
 pub use chain::{RebaseMode, merge, rebase};
 pub use convert::convert;
-pub use create::{CreateOptions, create, create_on};
+pub use create::{CreateOptions, create, create_on, create_with_progress};
 pub use maintain::{CheckReport, check, compact, info, resize};
 pub use open::{OpenOptions, open};

@@ -85,6 +85,8 @@ pub(super) fn candidates(child: &Path, info: &ParentInfo) -> Vec<PathBuf> {
     let base = folder(child);
     let mut found: Vec<PathBuf> = Vec::new();
     let mut add = |path: PathBuf| {
+        // Without `.` in the middle, for people who read it.
+        let path: PathBuf = path.components().collect();
         if !found.contains(&path) {
             found.push(path);
         }

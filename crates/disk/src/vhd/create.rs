@@ -8,6 +8,7 @@ use super::layout::{
 };
 use crate::backing::{self, Backing};
 use crate::error::{DiskError, IoContext, Result};
+use crate::progress::ProgressFn;
 
 /// The parent of a new differencing disk.
 pub(crate) struct NewParent<'a> {
@@ -27,7 +28,11 @@ pub(crate) struct NewVhd<'a> {
 }
 
 /// Writes an empty disk into an empty file and makes it durable.
-pub(crate) fn create(file: &dyn Backing, new: &NewVhd<'_>) -> Result<()> {
+pub(crate) fn create(
+    file: &dyn Backing,
+    new: &NewVhd<'_>,
+    progress: &mut ProgressFn<'_>,
+) -> Result<()> {
     if new.size == 0 || new.size > MAX_SIZE || !new.size.is_multiple_of(SECTOR) {
         return Err(DiskError::invalid(
             "a VHD disk has whole sectors, and at most 2040 GiB",
@@ -36,7 +41,7 @@ pub(crate) fn create(file: &dyn Backing, new: &NewVhd<'_>) -> Result<()> {
     if new.fixed {
         let footer = Footer::new(new.size, TYPE_FIXED, new.id);
         file.set_len(new.size).at("grow the file", new.size)?;
-        file.reserve(0, new.size).at("reserve space", 0)?;
+        backing::reserve(file, 0, new.size, progress)?;
         backing::write_all(file, new.size, &footer.encode())?;
         return backing::flush(file);
     }

@@ -13,6 +13,7 @@ use super::merge::NewParent;
 use super::metadata::{self, NewMetadata};
 use crate::backing::{self, Backing};
 use crate::error::{DiskError, IoContext, Result};
+use crate::progress::ProgressFn;
 
 const LOG_AT: u64 = MIB;
 const METADATA_AT: u64 = 2 * MIB;
@@ -31,7 +32,11 @@ pub(crate) struct NewVhdx<'a> {
 }
 
 /// Writes an empty disk into an empty file and makes it durable.
-pub(crate) fn create(file: &dyn Backing, new: &NewVhdx<'_>) -> Result<()> {
+pub(crate) fn create(
+    file: &dyn Backing,
+    new: &NewVhdx<'_>,
+    progress: &mut ProgressFn<'_>,
+) -> Result<()> {
     check(new)?;
     let geometry = Geometry {
         block_size: u64::from(new.block_size),
@@ -47,8 +52,7 @@ pub(crate) fn create(file: &dyn Backing, new: &NewVhdx<'_>) -> Result<()> {
     };
     file.set_len(payload_at + payload)
         .at("grow the file", payload_at + payload)?;
-    file.reserve(payload_at, payload)
-        .at("reserve space", payload_at)?;
+    backing::reserve(file, payload_at, payload, progress)?;
     write_metadata(file, new, geometry)?;
     if new.fixed {
         write_fixed_table(file, geometry, new.size, payload_at)?;

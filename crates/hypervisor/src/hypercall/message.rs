@@ -68,6 +68,15 @@ fn with_synic<R>(
     result
 }
 
+/// Hands to the root what is its.
+fn notify_root(context: &Context<'_>, notification: RootNotification) -> HvResult {
+    if context.platform().root_port_notify(notification) {
+        Ok(())
+    } else {
+        Err(HvStatus::INSUFFICIENT_BUFFERS)
+    }
+}
+
 /// HvCallPostMessage.
 pub(super) fn post(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]) -> HvResult {
     let input: HvInputPostMessage = parse(input)?;
@@ -77,14 +86,14 @@ pub(super) fn post(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]) 
     let (partition, port_id, port) = find_port(context, input.connection_id, HvPortType::MESSAGE)?;
     let payload = &input.payload[..input.payload_size as usize];
     if partition.id == ROOT_PARTITION_ID {
-        context
-            .platform()
-            .root_port_notify(RootNotification::Message {
+        return notify_root(
+            context,
+            RootNotification::Message {
                 port: port_id,
                 message_type: input.message_type,
                 payload: payload.to_vec(),
-            });
-        return Ok(());
+            },
+        );
     }
     let vp = target_vp(&partition, port.info.target_vp)?;
     let message_type = HvMessageType(input.message_type);
@@ -103,13 +112,8 @@ pub(super) fn signal(context: &mut Context<'_>, input: &[u8], _output: &mut [u8]
     // The sum fits: checked when the port was created.
     let flag = port.info.base_flag_number + input.flag_number;
     if partition.id == ROOT_PARTITION_ID {
-        context
-            .platform()
-            .root_port_notify(RootNotification::Event {
-                port: port_id,
-                flag,
-            });
-        return Ok(());
+        let port = port_id;
+        return notify_root(context, RootNotification::Event { port, flag });
     }
     let vp = target_vp(&partition, port.info.target_vp)?;
     with_synic(context, &partition, &vp, |synic, bus| {

@@ -125,10 +125,18 @@ impl Platform for FakePlatform {
         std::thread::yield_now();
     }
 
-    fn root_port_notify(&self, notification: RootNotification) {
-        self.notifications.lock().unwrap().push(notification);
+    fn root_port_notify(&self, notification: RootNotification) -> bool {
+        let mut notifications = self.notifications.lock().unwrap();
+        let room = notifications.len() < ROOT_QUEUE;
+        if room {
+            notifications.push(notification);
+        }
+        room
     }
 }
+
+/// What the root's ports take until a test looks.
+pub(super) const ROOT_QUEUE: usize = 8;
 
 /// One step of a script: the guest does something, then exits.
 pub(super) type Step = Box<dyn FnOnce(&mut FakeProcessor) -> Exit + Send>;

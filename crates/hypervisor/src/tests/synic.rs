@@ -239,6 +239,12 @@ fn messages_between_guest_and_root() {
         payload: b"abc".to_vec(),
     };
     assert_eq!(*machine.platform.notifications.lock().unwrap(), [expected]);
+    for _ in 1..ROOT_QUEUE {
+        assert_eq!(post(&input), HvStatus::SUCCESS);
+    }
+    assert_eq!(post(&input), HvStatus::INSUFFICIENT_BUFFERS);
+    machine.platform.notifications.lock().unwrap().clear();
+    assert_eq!(post(&input), HvStatus::SUCCESS);
     let bad = [
         HvInputPostMessage {
             payload_size: 241,

@@ -68,6 +68,7 @@ fn prepare(arguments: &QuickstartArguments, progress: &Progress) -> Result<(VmCo
         initramfs::shell_cmdline(terminal())
     };
     let config = VmConfig {
+        disks: Vec::new(),
         kernel: Image::File(kernel.path),
         initrd: Some(Image::Memory("initramfs".to_owned(), Arc::new(initrd))),
         cmdline: Some(cmdline),

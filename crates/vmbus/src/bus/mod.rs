@@ -21,7 +21,6 @@ use crate::server::{
 };
 use link::Link;
 use std::collections::{HashMap, VecDeque};
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use vid::RootNotification;
@@ -129,7 +128,7 @@ struct Shared {
     state: Mutex<State>,
     /// There is work for the service thread.
     work: Condvar,
-    /// There is room in the inbox, or a reset is done.
+    /// A reset is done.
     progress: Condvar,
     /// Open channels by their connection, for the guest's signals.
     links: RwLock<HashMap<u32, Arc<Link>>>,
@@ -184,18 +183,6 @@ impl Shared {
             }
             RootNotification::Message { .. } => Ok(()),
         }
-    }
-
-    /// Waits until the inbox has room; false when the bus has stopped.
-    fn wait_for_room(&self) -> bool {
-        let mut state = self.state();
-        while state.inbox.len() >= MAX_INBOX && !state.stopping {
-            state = self
-                .progress
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        !state.stopping
     }
 }
 
@@ -265,34 +252,6 @@ impl Bus {
     /// [`Busy`] when too many messages wait; the notification is lost.
     pub fn notify(&self, notification: RootNotification) -> Result<(), Busy> {
         self.shared.notify(notification)
-    }
-
-    /// Feeds the bus from a queue of notifications, on a thread of its own,
-    /// until the queue's other end is gone or the bus has stopped and another
-    /// notification comes.
-    ///
-    /// # Errors
-    ///
-    /// [`BusError::Thread`] where the host has no thread left.
-    pub fn pump(&self, queue: Receiver<RootNotification>) -> Result<(), BusError> {
-        let shared = Arc::downgrade(&self.shared);
-        let pump = move || {
-            for notification in queue {
-                let Some(shared) = shared.upgrade() else {
-                    return;
-                };
-                let message = matches!(notification, RootNotification::Message { .. });
-                if message && !shared.wait_for_room() {
-                    return;
-                }
-                // There is room: this thread alone fills the inbox.
-                let _ = shared.notify(notification);
-            }
-        };
-        std::thread::Builder::new()
-            .name("vmbus-pump".into())
-            .spawn(pump)?;
-        Ok(())
     }
 
     /// A handle for devices.

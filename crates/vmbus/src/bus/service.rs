@@ -1,6 +1,6 @@
 //! The service thread: takes the guest's messages, carries out effects.
 
-use super::{BusHandle, ChannelInfo, Link, MAX_INBOX, OpenChannel, Posted, Shared, State, Vsp};
+use super::{BusHandle, ChannelInfo, Link, OpenChannel, Posted, Shared, State, Vsp};
 use crate::protocol::{
     ControlMessage, MESSAGE_CONNECTION_ID, MULTICLIENT_MESSAGE_CONNECTION_ID, PAGE_SIZE,
 };
@@ -103,9 +103,6 @@ impl Service {
         let Some((connection_id, bytes)) = state.inbox.pop_front() else {
             return false;
         };
-        if state.inbox.len() + 1 == MAX_INBOX {
-            self.shared.progress.notify_all();
-        }
         self.shared.input_locked(
             state,
             Input::Message {

@@ -1,6 +1,12 @@
 //! The control socket: HTTP with JSON over a Unix socket, for whoever manages
 //! the VM. The interface is described in `docs/control-socket.md`.
 
+mod components;
+mod disks;
+mod failure;
+mod kvp;
+mod vm;
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -10,16 +16,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Serialize;
 use tokio::sync::oneshot;
 use vdev::Chipset;
 use vid::Partition;
+use vsp::ic::Frozen;
 
+use failure::Failure;
+
+use crate::components::Components;
 use crate::config::{StopRequest, VmConfig};
+use crate::disks::Disks;
 use crate::machine::{End, EndSlot};
 
 /// Largest request body that is read, in bytes.
@@ -30,6 +38,7 @@ pub(crate) struct Running {
     pub(crate) partition: Weak<Partition>,
     pub(crate) chipset: Weak<Chipset>,
     pub(crate) end: Weak<EndSlot>,
+    pub(crate) components: Components,
 }
 
 impl Running {
@@ -46,10 +55,13 @@ pub(crate) struct ControlPoint {
     resets: AtomicU64,
     running: Mutex<Option<Running>>,
     stop: StopRequest,
+    disks: Arc<Disks>,
+    /// The guest, frozen by a request.
+    frozen: Mutex<Option<Frozen>>,
 }
 
 impl ControlPoint {
-    pub(crate) fn new(config: &VmConfig) -> Arc<Self> {
+    pub(crate) fn new(config: &VmConfig, disks: Arc<Disks>) -> Arc<Self> {
         Arc::new(Self {
             processors: config.processors,
             memory_bytes: config.memory_bytes,
@@ -57,11 +69,14 @@ impl ControlPoint {
             resets: AtomicU64::new(0),
             running: Mutex::new(None),
             stop: config.stop.clone(),
+            disks,
+            frozen: Mutex::default(),
         })
     }
 
     /// A machine runs now, or none does.
     pub(crate) fn set_running(&self, running: Option<Running>) {
+        *self.frozen.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.running() = running;
     }
 
@@ -79,125 +94,46 @@ impl ControlPoint {
         }
     }
 
+    /// The components of the guest that runs now.
+    fn components(&self) -> Result<Components, Failure> {
+        let running = self.running();
+        let components = running.as_ref().map(|running| running.components.clone());
+        components.ok_or_else(Failure::not_running)
+    }
+
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// `GET /v1/vm`.
-#[derive(Debug, Serialize)]
-struct VmState {
-    state: &'static str,
-    processors: u32,
-    memory_bytes: u64,
-    uptime_seconds: f64,
-    /// 100 ns units since the partition was created.
-    reference_time: Option<u64>,
-    resets: u64,
-}
+type Answer<T> = Result<Json<T>, Failure>;
 
-/// `GET /v1/vm/statistics`.
-#[derive(Debug, Serialize)]
-struct Statistics {
-    unclaimed_reads: u64,
-    unclaimed_writes: u64,
-    serial_bytes_lost: u64,
-}
-
-/// The answer where something is wrong.
-#[derive(Debug, Serialize)]
-struct Problem {
-    error: &'static str,
-}
-
-type Answer<T> = Result<Json<T>, (StatusCode, Json<Problem>)>;
-
-fn problem<T>(status: StatusCode, error: &'static str) -> Answer<T> {
-    Err((status, Json(Problem { error })))
-}
-
-async fn state(State(point): State<Arc<ControlPoint>>) -> Json<VmState> {
-    let partition = point
-        .running()
-        .as_ref()
-        .and_then(|running| running.partition.upgrade());
-    Json(VmState {
-        state: if partition.is_some() {
-            "running"
-        } else {
-            "starting"
-        },
-        processors: point.processors,
-        memory_bytes: point.memory_bytes,
-        uptime_seconds: point.started.elapsed().as_secs_f64(),
-        reference_time: partition.map(|partition| partition.reference_time()),
-        resets: point.resets.load(Ordering::Relaxed),
-    })
-}
-
-async fn statistics(State(point): State<Arc<ControlPoint>>) -> Answer<Statistics> {
-    let chipset = point
-        .running()
-        .as_ref()
-        .and_then(|running| running.chipset.upgrade());
-    let Some(chipset) = chipset else {
-        return problem(StatusCode::CONFLICT, "the VM is not running");
-    };
-    let (unclaimed_reads, unclaimed_writes) = chipset.unclaimed();
-    let serial_bytes_lost = chipset.serial_lost(0);
-    Ok(Json(Statistics {
-        unclaimed_reads,
-        unclaimed_writes,
-        serial_bytes_lost,
-    }))
-}
-
-async fn turn_off(State(point): State<Arc<ControlPoint>>) -> StatusCode {
-    point.stop.request();
-    StatusCode::ACCEPTED
-}
-
-async fn reset(State(point): State<Arc<ControlPoint>>) -> Answer<()> {
-    if point
-        .running()
-        .as_ref()
-        .and_then(Running::upgrade)
-        .is_none()
-    {
-        return problem(StatusCode::CONFLICT, "the VM is not running");
-    }
-    point.end(End::Reset);
-    Ok(Json(()))
-}
-
-async fn nmi(State(point): State<Arc<ControlPoint>>) -> Answer<()> {
-    let partition = point
-        .running()
-        .as_ref()
-        .and_then(|running| running.partition.upgrade());
-    let Some(partition) = partition else {
-        return problem(StatusCode::CONFLICT, "the VM is not running");
-    };
-    match partition.inject_nmi(0) {
-        Ok(()) => Ok(Json(())),
-        Err(_) => problem(StatusCode::CONFLICT, "the processor takes no NMI now"),
+/// Does what may wait for the guest or for a file, off the socket's thread.
+async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    E: Into<Failure> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request was given up",
+        )),
     }
 }
 
 async fn no_such_resource() -> Answer<()> {
-    problem(
-        StatusCode::NOT_FOUND,
-        "no such resource; docs/control-socket.md lists them",
-    )
+    let error = "no such resource; docs/control-socket.md lists them";
+    Err(Failure::new(StatusCode::NOT_FOUND, error))
 }
 
 fn router(point: Arc<ControlPoint>) -> Router {
     Router::new()
-        .route("/v1/vm", get(state))
-        .route("/v1/vm/statistics", get(statistics))
-        .route("/v1/vm/turn-off", post(turn_off))
-        .route("/v1/vm/reset", post(reset))
-        .route("/v1/vm/nmi", post(nmi))
+        .merge(vm::routes())
+        .merge(disks::routes())
+        .merge(components::routes())
+        .merge(kvp::routes())
         .fallback(no_such_resource)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .with_state(point)
@@ -275,6 +211,8 @@ mod tests {
             resets: AtomicU64::new(3),
             running: Mutex::new(None),
             stop: StopRequest::new(),
+            disks: Arc::default(),
+            frozen: Mutex::default(),
         })
     }
 
