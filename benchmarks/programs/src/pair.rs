@@ -2,8 +2,9 @@
 
 use std::io;
 use std::ptr;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use crate::catalogue::{Setting, Work};
@@ -11,54 +12,80 @@ use crate::data::mix;
 use crate::host;
 use crate::integer::count_primes;
 
-/// Runs a function on each of two processors at once and gives what both return.
-fn both(
-    processors: [usize; 2],
-    function: impl Fn(usize) -> io::Result<u64> + Sync,
-) -> io::Result<[u64; 2]> {
-    let barrier = Barrier::new(2);
-    let run = |index: usize| {
-        let placed = host::stay_on(processors[index]);
-        barrier.wait();
-        placed.and_then(|()| function(index))
-    };
-    thread::scope(|scope| {
-        // Two new threads: this one keeps the right to run anywhere.
-        let threads = [scope.spawn(|| run(0)), scope.spawn(|| run(1))];
-        let [first, second] = threads.map(|thread| {
-            let panicked = |_| Err(io::Error::other("a thread panicked"));
-            thread.join().unwrap_or_else(panicked)
-        });
-        Ok([first?, second?])
-    })
+/// Work on two processors at once: `function` gets the number of the thread, 0 or 1, and the
+/// operations to do. Both threads live as long as the work, so that their start is not measured.
+fn both(function: impl Fn(u32, u64) -> u64 + Send + Sync + 'static) -> io::Result<Work> {
+    let function = Arc::new(function);
+    let barrier = Arc::new(Barrier::new(2));
+    let mut threads = Vec::new();
+    for (index, processor) in (0..).zip(host::two()?) {
+        let (orders, inbox) = channel::<u64>();
+        let (outbox, results) = channel();
+        let (function, barrier) = (function.clone(), barrier.clone());
+        thread::Builder::new().spawn(move || {
+            let placed = host::stay_on(processor);
+            if outbox.send(placed.map(|()| 0)).is_err() {
+                return;
+            }
+            for operations in inbox {
+                barrier.wait();
+                if outbox.send(Ok(function(index, operations))).is_err() {
+                    return;
+                }
+            }
+        })?;
+        result(&results)?;
+        threads.push((orders, results));
+    }
+    Ok(Box::new(move |operations| {
+        for (orders, _) in &threads {
+            order(orders, operations)?;
+        }
+        threads
+            .iter()
+            .try_fold(0, |sum, (_, results)| Ok(mix(sum, result(results)?)))
+    }))
+}
+
+fn order(orders: &Sender<u64>, operations: u64) -> io::Result<()> {
+    let gone = |_| io::Error::other("a thread ended");
+    orders.send(operations).map_err(gone)
+}
+
+fn result(results: &Receiver<io::Result<u64>>) -> io::Result<u64> {
+    let gone = |_| io::Error::other("a thread ended");
+    results.recv().map_err(gone)?
+}
+
+/// The part of some operations that thread 0 or 1 does.
+fn share(thread: u32, operations: u64) -> u64 {
+    (operations + 1 - u64::from(thread)) / 2
 }
 
 /// Work of both threads that has nothing in common.
 pub(crate) fn scaling(_: &Setting) -> io::Result<Work> {
-    let processors = host::two()?;
-    Ok(Box::new(move |operations| {
-        let sums = both(processors, |index| {
-            let mut flags = vec![0u8; 32_768];
-            let share = operations / 2 + if index == 0 { operations % 2 } else { 0 };
-            Ok((0..share).fold(index as u64, |sum, _| mix(sum, count_primes(&mut flags))))
-        })?;
-        Ok(mix(sums[0], sums[1]))
-    }))
+    both(|thread, operations| {
+        let mut flags = vec![0u8; 32_768];
+        let primes = (0..share(thread, operations)).map(|_| count_primes(&mut flags));
+        primes.fold(u64::from(thread), mix)
+    })
 }
 
 /// Additions to one number by both threads.
 pub(crate) fn atomics(_: &Setting) -> io::Result<Work> {
-    let processors = host::two()?;
+    let number = Arc::new(AtomicU64::new(0));
+    let shared = number.clone();
+    let mut threads = both(move |thread, operations| {
+        for _ in 0..share(thread, operations) {
+            shared.fetch_add(1, Ordering::SeqCst);
+        }
+        0
+    })?;
+    // The sum tells whether an addition was lost.
     Ok(Box::new(move |operations| {
-        let number = AtomicU64::new(0);
-        both(processors, |index| {
-            let share = operations / 2 + if index == 0 { operations % 2 } else { 0 };
-            for _ in 0..share {
-                number.fetch_add(1, Ordering::SeqCst);
-            }
-            Ok(0)
-        })?;
-        Ok(number.load(Ordering::SeqCst))
+        let before = number.load(Ordering::SeqCst);
+        threads(operations)?;
+        Ok(number.load(Ordering::SeqCst) - before)
     }))
 }
 
@@ -94,17 +121,24 @@ fn change(word: &AtomicU32, value: u32) {
 
 /// Threads that wake each other in turn.
 pub(crate) fn futex(_: &Setting) -> io::Result<Work> {
-    let processors = host::two()?;
-    Ok(Box::new(move |operations| {
-        let turn = AtomicU32::new(0);
-        let rounds = both(processors, |index| {
-            let me = index as u32;
-            for _ in 0..operations {
-                sleep_while(&turn, 1 - me);
-                change(&turn, 1 - me);
-            }
-            Ok(operations)
-        })?;
-        Ok(rounds[0] + rounds[1])
-    }))
+    let turn = AtomicU32::new(0);
+    both(move |thread, operations| {
+        for _ in 0..operations {
+            sleep_while(&turn, 1 - thread);
+            change(&turn, 1 - thread);
+        }
+        operations
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up() {
+        for operations in 0..10 {
+            assert_eq!(share(0, operations) + share(1, operations), operations);
+        }
+    }
 }

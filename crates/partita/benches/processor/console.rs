@@ -11,8 +11,6 @@ pub(crate) const FIRST_PROCESS: &str = "@first-process";
 pub(crate) const END: &str = "@end";
 /// What the kernel prints first.
 const KERNEL: &str = "Linux version ";
-/// Shortest run whose clock is compared with the host's, in seconds.
-const MIN_CLOCK_SECONDS: f64 = 0.1;
 
 /// Collects what was printed.
 #[derive(Debug, Default)]
@@ -22,6 +20,7 @@ pub(crate) struct Transcript {
     first_process: Option<Instant>,
     running: Option<(String, Instant)>,
     outcomes: BTreeMap<String, Outcome>,
+    mitigations: BTreeMap<String, String>,
     ended: bool,
     last_line: String,
 }
@@ -51,6 +50,9 @@ impl Transcript {
                 let reason = Outcome::Skipped(reason.join(" "));
                 self.outcomes.insert(name.to_owned(), reason);
             }
+            ["@mitigation", flaw, ref state @ ..] => {
+                self.mitigations.insert(flaw.to_owned(), state.join(" "));
+            }
             ["@fail", name] => {
                 let reason = Outcome::Failed("the program failed".to_owned());
                 self.outcomes.insert(name.to_owned(), reason);
@@ -64,15 +66,12 @@ impl Transcript {
             return;
         };
         let started = self.running.take().filter(|(running, _)| running == name);
-        let clock = started.and_then(|(_, start)| {
-            let host = time.duration_since(start).as_secs_f64();
-            (host >= MIN_CLOCK_SECONDS).then_some(seconds / host)
-        });
+        let clocks = started.map(|(_, start)| (seconds, time.duration_since(start).as_secs_f64()));
         let checksum = Some(checksum.to_owned());
         let reading = Reading {
             ns,
             checksum,
-            clock,
+            clocks,
         };
         self.outcomes
             .insert(name.to_owned(), Outcome::Done(reading));
@@ -87,6 +86,11 @@ impl Transcript {
     /// What became of a program.
     pub(crate) fn outcome(&self, program: &str) -> Option<&Outcome> {
         self.outcomes.get(program)
+    }
+
+    /// What the guest's kernel does against flaws of the processor, by name of the flaw.
+    pub(crate) fn mitigations(&self) -> &BTreeMap<String, String> {
+        &self.mitigations
     }
 
     /// Whether the first process came to its end.
@@ -121,6 +125,10 @@ mod tests {
             (0, "SeaBIOS (version 1.16.2)"),
             (500, "[    0.000000] Linux version 6.1.0-56-cloud-amd64\r"),
             (2500, "@first-process\r"),
+            (
+                2600,
+                "@mitigation spectre_v2 Mitigation: Retpolines; STIBP: disabled",
+            ),
             (3000, "@start crc32\r"),
             (4000, "[    2.1] random: crng@done crc32 34.5 00ff 0.5\r"),
             (4100, "@start matrix-avx"),
@@ -135,9 +143,13 @@ mod tests {
         let expected = Reading {
             ns: 34.5,
             checksum: Some("00ff".into()),
-            clock: Some(0.5),
+            clocks: Some((0.5, 1.0)),
         };
         assert_eq!(transcript.outcome("crc32"), Some(&Outcome::Done(expected)));
+        assert_eq!(
+            transcript.mitigations()["spectre_v2"],
+            "Mitigation: Retpolines; STIBP: disabled"
+        );
         let skipped = Outcome::Skipped("the processor has no AVX2".into());
         assert_eq!(transcript.outcome("matrix-avx"), Some(&skipped));
         assert!(matches!(

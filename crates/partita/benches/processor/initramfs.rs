@@ -15,10 +15,14 @@ fn init() -> String {
          echo {FIRST_PROCESS}\n\
          busybox=/bin/busybox\n\
          $busybox mount -t proc proc /proc\n\
+         $busybox mount -t sysfs sysfs /sys\n\
          $busybox mount -t devtmpfs devtmpfs /dev\n\
          $busybox mount -t tmpfs tmpfs /tmp\n\
          # The kernel's messages would tear the lines that the host reads.\n\
          $busybox dmesg -n 1\n\
+         for file in /sys/devices/system/cpu/vulnerabilities/*; do\n\
+         \x20 read -r state <$file && echo @mitigation ${{file##*/}} $state\n\
+         done\n\
          while read -r name milliseconds; do\n\
          \x20 /bin/programs run $name $milliseconds $busybox /tmp </dev/null || echo @fail $name\n\
          done </plan\n\
@@ -39,7 +43,7 @@ pub(crate) fn build(
         .map(|name| format!("{name} {milliseconds}\n"))
         .collect();
     let mut archive = Archive::new();
-    for folder in ["bin", "dev", "proc", "tmp"] {
+    for folder in ["bin", "dev", "proc", "sys", "tmp"] {
         archive.directory(folder, 0o755)?;
     }
     // The kernel opens this for init, before devtmpfs is there.

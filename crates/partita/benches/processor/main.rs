@@ -8,6 +8,7 @@ mod catalogue;
 mod console;
 mod document;
 mod initramfs;
+mod load;
 mod machine;
 mod options;
 mod packages;
@@ -58,6 +59,7 @@ fn run(options: &Options) -> Result<ExitCode> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/performance.md");
         document::rewrite(&path, &report.document())
             .with_context(|| format!("{} cannot be brought up to date", path.display()))?;
+        let path = path.canonicalize().unwrap_or(path);
         eprintln!("Wrote the table to {}", path.display());
     }
     let problems = report.problems();

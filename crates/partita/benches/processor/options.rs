@@ -16,7 +16,7 @@ Examples:
   cargo bench -p partita --bench processor -- --program crc32 --sides native,partita
   cargo bench -p partita --bench processor -- --write
 
-Exit status: 0 if every program ran on every side and all results agree, otherwise 1.";
+Exit status: 0 if every program ran on every side and all results agree, 1 if not, 2 on wrong usage.";
 
 /// Runs the same programs natively, in Partita and under QEMU's TCG, and compares their times.
 #[derive(Debug, Parser)]
@@ -111,9 +111,29 @@ fn parse_side(text: &str) -> Result<Side, String> {
         .ok_or_else(|| "it is not one of native, partita, qemu".to_owned())
 }
 
-/// Reads the command line; ends the process on wrong usage.
+/// Reads the command line. Prints help, or in one line what is wrong, and ends the process then.
 pub(crate) fn parse() -> Options {
-    Options::parse()
+    Options::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        eprintln!("processor benchmark: {}", one_line(&error.to_string()));
+        std::process::exit(2)
+    })
+}
+
+/// Clap explains over several lines; what matters comes before the usage.
+fn one_line(rendered: &str) -> String {
+    let ends = |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
+    let lines: Vec<&str> = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !ends(line))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let text = lines.join(" ");
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    format!("{text}; --help shows the options")
 }
 
 /// The command that a person types for the arguments that the benchmark got.
@@ -192,6 +212,15 @@ mod tests {
             [Side::Qemu, Side::Native]
         );
         assert!(Options::try_parse_from(["processor", "--sides", "kvm"]).is_err());
+    }
+
+    #[test]
+    fn wrong_usage_is_told_in_one_line() {
+        let error = Options::try_parse_from(["processor", "--rounds", "0"]).unwrap_err();
+        assert_eq!(
+            one_line(&error.to_string()),
+            "invalid value '0' for '--rounds <N>': 0 is not in 1..=100; --help shows the options"
+        );
     }
 
     #[test]

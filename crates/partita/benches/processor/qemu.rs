@@ -12,6 +12,14 @@ use anyhow::{Context, Result, bail};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
+/// Packages with QEMU's own files.
+const PARTS: [&str; 5] = [
+    PACKAGE,
+    "qemu-system-common",
+    "qemu-system-data",
+    "seabios",
+    "ipxe-qemu",
+];
 /// Where Debian has libraries.
 const LIBRARIES: [&str; 3] = [
     "usr/lib/x86_64-linux-gnu",
@@ -79,43 +87,33 @@ impl Qemu {
         if let Ok(qemu) = Self::check(program.clone(), Some(root.clone())) {
             return Ok(qemu);
         }
-        let packages = match needed(None) {
-            Ok(packages) if !packages.is_empty() => packages,
-            // Already installed, as far as the system knows: all that can be had is the package
-            // and its data, beside the libraries that are installed.
-            Ok(_) => [
-                "qemu-system-x86",
-                "qemu-system-data",
-                "seabios",
-                "ipxe-qemu",
-            ]
-            .map(String::from)
-            .to_vec(),
-            // The system's lists are missing: fetch lists of our own.
-            Err(_) => {
-                let lists = folder.join("apt");
-                update(&lists)?;
-                return Self::download(folder, &needed(Some(&lists))?, Some(&lists))
-                    .and_then(|()| Self::check(program, Some(root)));
-            }
-        };
-        Self::download(folder, &packages, None)?;
+        if Self::download(folder, None).is_err() {
+            // The system's lists are missing, or name files that are gone from the mirrors.
+            let lists = folder.join("apt");
+            update(&lists)?;
+            Self::download(folder, Some(&lists))?;
+        }
         Self::check(program, Some(root))
     }
 
-    fn download(folder: &Path, packages: &[String], lists: Option<&Path>) -> Result<()> {
+    fn download(folder: &Path, lists: Option<&Path>) -> Result<()> {
+        let mut packages = needed(lists)?;
+        if packages.is_empty() {
+            // Installed, as far as the system knows, and so are the libraries.
+            packages = PARTS.map(str::to_owned).to_vec();
+        }
         let root = folder.join("root");
+        fs::create_dir_all(&root)?;
         let files = tempfile::Builder::new()
             .prefix(".download-")
-            .tempdir_in(folder.parent().unwrap_or(folder))?;
-        fs::create_dir_all(&root)?;
+            .tempdir_in(folder)?;
         eprintln!(
             "Fetching QEMU: {} packages into {}",
             packages.len(),
             folder.display()
         );
         let mut command = apt("apt-get", lists);
-        command.args(["download", "-q", "--"]).args(packages);
+        command.args(["download", "-q", "--"]).args(&packages);
         succeed(command.current_dir(files.path()))?;
         for file in fs::read_dir(files.path())? {
             let mut command = Command::new("dpkg-deb");

@@ -89,7 +89,7 @@ impl Report {
 
     /// What is wrong, one line each.
     pub(crate) fn problems(&self) -> Vec<String> {
-        self.rounds.rows.iter().flat_map(Row::problems).collect()
+        self.rounds.problems()
     }
 
     /// For a terminal.
@@ -103,7 +103,33 @@ impl Report {
         format!("    {command}\n\n{}\n{}", self.notes(), self.table())
     }
 
+    /// Sentences about how the figures came about.
     fn notes(&self) -> String {
+        let mut text = self.circumstances_note();
+        if let Some(part) = self.rounds.used_by_others {
+            let percent = part * 100.0;
+            text.push_str(&format!(
+                "Other processes used {percent:.0} % of the host meanwhile.\n"
+            ));
+        }
+        for (side, mitigations) in &self.rounds.mitigations {
+            let parts: Vec<String> = mitigations
+                .iter()
+                .filter(|(_, state)| *state != "Not affected")
+                .map(|(flaw, state)| format!("{flaw}: {state}"))
+                .collect();
+            let parts = if parts.is_empty() {
+                "none".to_owned()
+            } else {
+                parts.join("; ")
+            };
+            let side = side.title();
+            text.push_str(&format!("Mitigations in the guest of {side}: {parts}.\n"));
+        }
+        text
+    }
+
+    fn circumstances_note(&self) -> String {
         let c = &self.circumstances;
         let mut kernels = c.kernels.clone();
         kernels.dedup();
@@ -367,12 +393,28 @@ mod tests {
     }
 
     #[test]
+    fn notes_tell_of_load_and_mitigations() {
+        let mut report = report();
+        report.rounds.used_by_others = Some(0.256);
+        let flaws = [
+            ("meltdown".to_owned(), "Not affected".to_owned()),
+            ("spectre_v2".to_owned(), "Mitigation: Retpolines".to_owned()),
+        ];
+        report.rounds.mitigations.insert(Side::Qemu, flaws.into());
+        let notes = report.notes();
+        assert!(notes.contains("used 26 % of the host"), "{notes}");
+        let expected = "Mitigations in the guest of QEMU: spectre_v2: Mitigation: Retpolines.\n";
+        assert!(notes.ends_with(expected), "{notes}");
+    }
+
+    #[test]
     fn json_has_every_round() {
         let value = serde_json::to_value(report()).unwrap();
         assert_eq!(value["rows"][0]["qemu"], 400.0);
-        assert_eq!(value["rounds"][0]["name"], "crc32");
-        assert_eq!(value["rounds"][0]["sides"]["qemu"][0]["done"]["ns"], 400.0);
-        assert_eq!(value["rounds"][2]["sides"]["partita"][0]["skipped"], "no");
+        let rows = &value["rounds"]["rows"];
+        assert_eq!(rows[0]["name"], "crc32");
+        assert_eq!(rows[0]["sides"]["qemu"][0]["done"]["ns"], 400.0);
+        assert_eq!(rows[2]["sides"]["partita"][0]["skipped"], "no");
     }
 
     #[test]

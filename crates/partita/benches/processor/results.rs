@@ -23,6 +23,15 @@ impl Side {
     /// All sides, in the order of the table.
     pub(crate) const ALL: [Self; 3] = [Self::Native, Self::Partita, Self::Qemu];
 
+    /// What people call it.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Native => "the host",
+            Self::Partita => "Partita",
+            Self::Qemu => "QEMU",
+        }
+    }
+
     /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -52,8 +61,8 @@ pub(crate) struct Reading {
     pub(crate) ns: f64,
     /// What the fixed work computed; a boot computes nothing.
     pub(crate) checksum: Option<String>,
-    /// How fast the guest's clock went by the host's: 1 is right.
-    pub(crate) clock: Option<f64>,
+    /// How long the program ran by its own clock and by the host's, in seconds.
+    pub(crate) clocks: Option<(f64, f64)>,
 }
 
 /// One program on all sides.
@@ -65,9 +74,6 @@ pub(crate) struct Row {
     /// Every round of every side.
     pub(crate) sides: BTreeMap<Side, Vec<Outcome>>,
 }
-
-/// Furthest that a guest's clock may be from the host's while a program runs.
-const CLOCK_TOLERANCE: f64 = 0.1;
 
 impl Row {
     fn readings(&self, side: Side) -> impl Iterator<Item = &Reading> {
@@ -104,31 +110,15 @@ impl Row {
         outcomes.any(|outcome| matches!(outcome, Outcome::Skipped(_)))
     }
 
-    /// What is wrong with this row, one line each.
-    pub(crate) fn problems(&self) -> Vec<String> {
-        let name = &self.program.name;
-        let mut problems = Vec::new();
-        for (side, outcomes) in &self.sides {
-            let failures = outcomes.iter().filter_map(|outcome| match outcome {
+    /// Why a side gave no results, each reason once.
+    fn failures(&self, side: Side) -> BTreeSet<&str> {
+        let outcomes = self.sides.get(&side).into_iter().flatten();
+        outcomes
+            .filter_map(|outcome| match outcome {
                 Outcome::Failed(reason) => Some(reason.as_str()),
                 Outcome::Done(_) | Outcome::Skipped(_) => None,
-            });
-            for reason in failures.collect::<BTreeSet<_>>() {
-                problems.push(format!("{name}, {}: {reason}", side.name()));
-            }
-            let clocks = self.readings(*side).filter_map(|reading| reading.clock);
-            if let Some(clock) = clocks
-                .max_by(|a, b| (a - 1.0).abs().total_cmp(&(b - 1.0).abs()))
-                .filter(|clock| (clock - 1.0).abs() > CLOCK_TOLERANCE)
-            {
-                problems.push(format!(
-                    "{name}, {}: the guest's clock went {clock:.2} times as fast as the host's",
-                    side.name()
-                ));
-            }
-        }
-        problems.extend(self.disagreement());
-        problems
+            })
+            .collect()
     }
 
     /// A line about sides that computed different things.
@@ -154,12 +144,24 @@ impl Row {
     }
 }
 
-/// All rows.
+/// All rows, and what was seen beside them.
 #[derive(Debug, Clone, Serialize)]
-#[serde(transparent)]
 pub(crate) struct Results {
     pub(crate) rows: Vec<Row>,
+    /// What the kernels of guests do against flaws of the processor, by name of the flaw.
+    pub(crate) mitigations: BTreeMap<Side, BTreeMap<String, String>>,
+    /// The part of the host that other processes used meanwhile, from 0 to 1.
+    pub(crate) used_by_others: Option<f64>,
+    /// Guests that did not end as they should, though they may have given results.
+    failed_guests: BTreeSet<(Side, String)>,
 }
+
+/// Furthest that a guest's clock may be from the host's, as a part of the time.
+const CLOCK_TOLERANCE: f64 = 0.1;
+/// Least time to judge a clock by, in seconds: a line may come late to a host that is busy.
+const MIN_CLOCK_SECONDS: f64 = 5.0;
+/// How many names of programs a line about what failed has.
+const MAX_NAMES: usize = 4;
 
 impl Results {
     /// Rows with nothing in them yet.
@@ -170,6 +172,9 @@ impl Results {
         };
         Self {
             rows: programs.iter().map(row).collect(),
+            mitigations: BTreeMap::new(),
+            used_by_others: None,
+            failed_guests: BTreeSet::new(),
         }
     }
 
@@ -178,6 +183,56 @@ impl Results {
         if let Some(row) = self.rows.iter_mut().find(|row| row.program.name == program) {
             row.sides.entry(side).or_default().push(outcome);
         }
+    }
+
+    /// Notes that a guest did not end as it should.
+    pub(crate) fn add_failed_guest(&mut self, side: Side, reason: String) {
+        self.failed_guests.insert((side, reason));
+    }
+
+    /// What is wrong, one line each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let guests = self.failed_guests.iter();
+        let mut failures: BTreeMap<(Side, &str), Vec<&str>> = guests
+            .map(|(side, reason)| ((*side, reason.as_str()), Vec::new()))
+            .collect();
+        for row in &self.rows {
+            for side in Side::ALL {
+                for reason in row.failures(side) {
+                    let names = failures.entry((side, reason)).or_default();
+                    names.push(&row.program.name);
+                }
+            }
+        }
+        let lines = failures.into_iter().map(|((side, reason), names)| {
+            let side = side.name();
+            match names.len() {
+                0 => format!("{side}: {reason}"),
+                count if count > MAX_NAMES => {
+                    let (some, more) = (names[..MAX_NAMES].join(", "), count - MAX_NAMES);
+                    format!("{side}: {some} and {more} more: {reason}")
+                }
+                _ => format!("{side}: {}: {reason}", names.join(", ")),
+            }
+        });
+        lines
+            .chain(Side::ALL.into_iter().filter_map(|side| self.skew(side)))
+            .chain(self.rows.iter().filter_map(Row::disagreement))
+            .collect()
+    }
+
+    /// A line about a clock that does not go as the host's does.
+    fn skew(&self, side: Side) -> Option<String> {
+        let readings = self.rows.iter().flat_map(|row| row.readings(side));
+        let clocks = readings.filter_map(|reading| reading.clocks);
+        let (own, host) = clocks.fold((0.0, 0.0), |sum, clocks| {
+            (sum.0 + clocks.0, sum.1 + clocks.1)
+        });
+        let speed: f64 = own / host;
+        (host >= MIN_CLOCK_SECONDS && (speed - 1.0).abs() > CLOCK_TOLERANCE).then(|| {
+            let side = side.name();
+            format!("{side}: its clock went {speed:.2} times as fast as the host's")
+        })
     }
 
     /// The names of the groups, in the order of their first rows.
@@ -214,7 +269,7 @@ pub(crate) mod tests {
         Outcome::Done(Reading {
             ns,
             checksum: Some(checksum.into()),
-            clock: Some(1.0),
+            clocks: Some((1.0, 1.01)),
         })
     }
 
@@ -230,7 +285,7 @@ pub(crate) mod tests {
         assert_eq!(row.ratio(Side::Qemu, Side::Partita), Some(2.5));
         assert_eq!(row.ratio(Side::Partita, Side::Native), None);
         assert_eq!(row.spread(Side::Partita), Some(1.0));
-        assert_eq!(row.problems(), Vec::<String>::new());
+        assert_eq!(results.problems(), Vec::<String>::new());
     }
 
     #[test]
@@ -243,14 +298,14 @@ pub(crate) mod tests {
         let skewed = Reading {
             ns: 1.0,
             checksum: None,
-            clock: Some(0.5),
+            clocks: Some((5.0, 10.0)),
         };
         results.add(Side::Qemu, "crc32", Outcome::Done(skewed));
         assert_eq!(
-            results.rows[0].problems(),
+            results.problems(),
             [
-                "crc32, partita: no answer",
-                "crc32, qemu: the guest's clock went 0.50 times as fast as the host's",
+                "partita: crc32: no answer",
+                "qemu: its clock went 0.54 times as fast as the host's",
                 "crc32: results differ: aa (native, qemu), bb (partita)",
             ]
         );
@@ -266,7 +321,29 @@ pub(crate) mod tests {
         );
         let row = &results.rows[0];
         assert!(row.skipped(Side::Partita) && !row.skipped(Side::Native));
-        assert!(row.problems().is_empty());
+        assert!(results.problems().is_empty());
+    }
+
+    #[test]
+    fn what_fails_together_is_told_together() {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let mut results = Results::new(&names.map(|name| program(name, "system", 1)));
+        for name in names {
+            results.add(
+                Side::Partita,
+                name,
+                Outcome::Failed("exit status: 2".into()),
+            );
+        }
+        results.add_failed_guest(Side::Partita, "exit status: 2".into());
+        results.add_failed_guest(Side::Qemu, "exit status: 1".into());
+        assert_eq!(
+            results.problems(),
+            [
+                "partita: a, b, c, d and 2 more: exit status: 2",
+                "qemu: exit status: 1",
+            ]
+        );
     }
 
     #[test]

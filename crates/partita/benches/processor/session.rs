@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::catalogue::{BOOT, BOOT_CLOUD, BOOT_GENERIC, Program, Programs};
 use crate::console::Transcript;
 use crate::initramfs;
+use crate::load::Load;
 use crate::machine::{self, Guest, Partita};
 use crate::options::Options;
 use crate::packages::{self, Fetched};
@@ -123,6 +124,7 @@ impl Session {
     /// Runs all rounds. The sides take turns, each round beginning with another.
     pub(crate) fn run(&self) -> Result<Results> {
         let mut results = Results::new(&self.wanted);
+        let before = Load::now();
         for round in 0..self.rounds {
             for step in 0..self.sides.len() {
                 let side = self.sides[(round as usize + step) % self.sides.len()];
@@ -133,6 +135,9 @@ impl Session {
                 }
             }
         }
+        results.used_by_others = Load::now()
+            .zip(before)
+            .and_then(|(now, before)| now.of_others_since(before));
         Ok(results)
     }
 
@@ -170,6 +175,13 @@ impl Session {
                 transcript.line(line, time);
             });
             let error = ended.as_ref().err();
+            if error.is_some() {
+                results.add_failed_guest(side, reason(&transcript, error));
+            }
+            if !transcript.mitigations().is_empty() {
+                let seen = transcript.mitigations().clone();
+                results.mitigations.insert(side, seen);
+            }
             if let Some(row) = boot.row {
                 results.add(side, row, boot_outcome(&transcript, error));
             }
@@ -185,7 +197,7 @@ fn outcome(transcript: &Transcript, program: &str, error: Option<&anyhow::Error>
     transcript
         .outcome(program)
         .cloned()
-        .unwrap_or_else(|| failure(transcript, error))
+        .unwrap_or_else(|| Outcome::Failed(reason(transcript, error)))
 }
 
 fn boot_outcome(transcript: &Transcript, error: Option<&anyhow::Error>) -> Outcome {
@@ -193,15 +205,19 @@ fn boot_outcome(transcript: &Transcript, error: Option<&anyhow::Error>) -> Outco
         Some(ns) if transcript.ended() => Outcome::Done(Reading {
             ns,
             checksum: None,
-            clock: None,
+            clocks: None,
         }),
-        _ => failure(transcript, error),
+        _ => Outcome::Failed(reason(transcript, error)),
     }
 }
 
-fn failure(transcript: &Transcript, error: Option<&anyhow::Error>) -> Outcome {
+/// Why something gave no result.
+fn reason(transcript: &Transcript, error: Option<&anyhow::Error>) -> String {
     let reason = error.map_or_else(|| "it gave no result".to_owned(), |e| format!("{e:#}"));
-    Outcome::Failed(format!("{reason}; last line: {}", transcript.last_line()))
+    match transcript.last_line() {
+        "" => reason,
+        line => format!("{reason}; its last line: {line}"),
+    }
 }
 
 /// Makes the boots that programs need.

@@ -9,6 +9,7 @@ mod catalogue;
 mod console;
 mod document;
 mod initramfs;
+mod load;
 mod options;
 mod process;
 mod qemu;
