@@ -63,6 +63,8 @@ struct Script {
     size: u64,
     seed: u64,
     steps: usize,
+    /// Commits before the script begins, so that its own lie further on in the log.
+    commits: u64,
 }
 
 impl Script {
@@ -100,6 +102,18 @@ impl Script {
         }
     }
 
+    /// Opens the disk and moves on in its log, of which 128 commits fill 1 MiB.
+    fn begin(&self, file: &Arc<SimBacking>, parent: &Parent) -> Arc<dyn VirtualDisk> {
+        let disk = open(self.format, file.clone(), parent.clone()).expect("open");
+        for _ in 0..self.commits {
+            write(&*disk, 0, &[0; SECTOR]);
+            disk.flush().expect("flush");
+            disk.unmap(0, u64::from(self.block)).expect("unmap");
+            disk.flush().expect("flush");
+        }
+        disk
+    }
+
     /// Runs until the end or the first failure.
     fn run(&self, disk: &dyn VirtualDisk, model: &mut Model) -> Result<()> {
         let mut random = fastrand::Rng::with_seed(self.seed);
@@ -129,8 +143,8 @@ impl Script {
     fn cut_everywhere(&self) {
         let parent = self.parent();
         let file = self.file(&parent);
+        let disk = self.begin(&file, &parent);
         let before = file.changes();
-        let disk = open(self.format, file.clone(), parent.clone()).expect("open");
         self.run(&*disk, &mut self.model(&parent))
             .expect("no cut yet");
         let total = file.changes() - before;
@@ -142,8 +156,8 @@ impl Script {
 
     fn cut_at(&self, cut: u64, parent: &Parent) {
         let file = self.file(parent);
+        let disk = self.begin(&file, parent);
         file.fail_after(file.changes() + cut);
-        let disk = open(self.format, file.clone(), parent.clone()).expect("open");
         let mut model = self.model(parent);
         let _ = self.run(&*disk, &mut model);
         let seed = self.seed * 1_000_003 + cut;
@@ -288,6 +302,7 @@ fn script(format: Format, kind: DiskKind, block: u32, seed: u64) -> Script {
         size: 4 * MIB,
         seed,
         steps: 45,
+        commits: 0,
     }
 }
 
@@ -303,6 +318,28 @@ fn vhdx_differencing() {
     for seed in 1..=3 {
         script(Format::Vhdx, DiskKind::Differencing, 1 << 20, seed).cut_everywhere();
     }
+}
+
+/// Entries of the log wrap around its end.
+#[test]
+fn vhdx_with_a_log_that_wraps() {
+    let scripts = (1..20).map(|seed| Script {
+        commits: 62,
+        steps: 30,
+        ..script(Format::Vhdx, DiskKind::Dynamic, 1 << 20, seed)
+    });
+    // Closing the disk starts the log anew, so not every script comes to its end.
+    let wraps = |script: &Script| {
+        let file = script.file(&None);
+        let disk = script.begin(&file, &None);
+        let _ = script.run(&*disk, &mut script.model(&None));
+        // The sequence number of the entry at the start of the log, which is at 1 MiB.
+        let bytes = file.to_bytes();
+        let (words, _) = bytes[(1 << 20) + 16..].as_chunks::<8>();
+        u64::from_le_bytes(words[0]) > 2 * script.commits
+    };
+    let script = scripts.into_iter().find(wraps);
+    script.expect("a script that wraps").cut_everywhere();
 }
 
 #[test]

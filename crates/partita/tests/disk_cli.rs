@@ -161,7 +161,7 @@ fn check_finds_what_is_wrong_and_says_where() {
         .open(&file)
         .expect("open");
     bytes
-        .write_all_at(&(6 | 77 * MIB).to_le_bytes(), 3 * MIB)
+        .write_all_at(&(6 | (77 * MIB)).to_le_bytes(), 3 * MIB)
         .expect("write");
     let before = std::fs::read(&file).expect("read");
     let output = disk(&args!["check", file]);

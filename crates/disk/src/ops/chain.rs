@@ -362,4 +362,69 @@ mod tests {
         }
         assert!(finished > 40, "the merge never finished");
     }
+
+    /// A child alone, on a simulated file.
+    fn open_child(format: Format, file: Arc<SimBacking>) -> Disk {
+        let nobody = |_: &crate::types::ParentInfo| Ok(None);
+        match format {
+            Format::Vhdx => Disk::Vhdx(Arc::new(Vhdx::open(file, &nobody).expect("it opens"))),
+            _ => Disk::Vhd(Arc::new(vhd::Vhd::open(file, &nobody).expect("it opens"))),
+        }
+    }
+
+    /// A cut at any boundary leaves the old parent or the new one, and the new one for good once
+    /// the change is acknowledged.
+    #[test]
+    fn a_change_of_the_parent_can_be_cut_anywhere() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (path, new) = (dir.path().join("child"), dir.path().join("new"));
+        std::fs::write(&new, "").expect("write");
+        for format in [Format::Vhdx, Format::Vhd] {
+            let (base, template) = (SimBacking::new(), SimBacking::new());
+            let options = CreateOptions::new(format, DiskKind::Dynamic, SIZE);
+            create_on(&base, &options, None).expect("create");
+            let nobody = |_: &crate::types::ParentInfo| Ok(None);
+            let info = match format {
+                Format::Vhdx => open(Arc::new(base), None).expect("open").info(),
+                _ => vhd::Vhd::open(Arc::new(base), &nobody)
+                    .expect("open")
+                    .info(),
+            };
+            let options = CreateOptions::differencing(format, Path::new("old"));
+            create_on(&template, &options, Some(&info)).expect("create");
+            let linkage = Uuid::new_v4();
+            let mut seen = [0; 2];
+            for cut in 0.. {
+                let file = Arc::new(template.crash(Crash::KeepAll));
+                let kid = open_child(format, file.clone());
+                file.fail_after(cut);
+                let ended = point_to(&kid, &path, &new, linkage).is_ok();
+                for how in [
+                    Crash::KeepAll,
+                    Crash::DropAll,
+                    Crash::Random(cut),
+                    Crash::Random(!cut),
+                ] {
+                    let found = open_child(format, Arc::new(file.crash(how)));
+                    let parent = found.as_dyn().info().parent.expect("a parent");
+                    let is_new = parent.linkage == linkage;
+                    let name = if is_new { ".\\new" } else { "old" };
+                    assert_eq!(
+                        parent.relative_path.as_deref(),
+                        Some(name),
+                        "cut {cut}, {how:?}"
+                    );
+                    assert!(
+                        is_new || !ended,
+                        "cut {cut}, {how:?}: acknowledged, but lost"
+                    );
+                    seen[usize::from(is_new)] += 1;
+                }
+                if ended {
+                    break;
+                }
+            }
+            assert!(seen[0] > 8 && seen[1] >= 4, "{format:?}: {seen:?}");
+        }
+    }
 }

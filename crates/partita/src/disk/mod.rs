@@ -42,19 +42,15 @@ pub(crate) fn main(arguments: &DiskArguments) -> ExitCode {
 
 fn run(command: &DiskCommand) -> Result<Verdict, Failure> {
     // Examining writes nothing, so signals may end it as they are.
+    let stop = || Stop::listen().map_err(|e| Failure::Other(format!("signals: {e}")));
     match command {
-        DiskCommand::Info(arguments) => return examine::info(arguments),
-        DiskCommand::Check(arguments) => return examine::check(arguments),
-        _ => {}
-    }
-    let stop = Stop::listen().map_err(|e| Failure::Other(format!("signals: {e}")))?;
-    match command {
-        DiskCommand::Create(arguments) => create::create(arguments, &stop),
-        DiskCommand::Convert(arguments) => create::convert(arguments, &stop),
-        DiskCommand::Resize(arguments) => change::resize(arguments, &stop),
-        DiskCommand::Compact(arguments) => change::compact(arguments, &stop),
-        DiskCommand::Merge(arguments) => change::merge(arguments, &stop),
-        DiskCommand::Rebase(arguments) => change::rebase(arguments, &stop),
-        DiskCommand::Info(_) | DiskCommand::Check(_) => Ok(Verdict::Good),
+        DiskCommand::Info(arguments) => examine::info(arguments),
+        DiskCommand::Check(arguments) => examine::check(arguments),
+        DiskCommand::Create(arguments) => create::create(arguments, &stop()?),
+        DiskCommand::Convert(arguments) => create::convert(arguments, &stop()?),
+        DiskCommand::Resize(arguments) => change::resize(arguments, &stop()?),
+        DiskCommand::Compact(arguments) => change::compact(arguments, &stop()?),
+        DiskCommand::Merge(arguments) => change::merge(arguments, &stop()?),
+        DiskCommand::Rebase(arguments) => change::rebase(arguments, &stop()?),
     }
 }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// Largest whole number that still reads well.
+const MAX_WHOLE: u64 = 9999;
+
 /// A new size of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
@@ -53,27 +56,25 @@ pub(super) fn parse_change(text: &str) -> Result<Change, String> {
     }
 }
 
-/// A number of bytes for people: in the largest unit that gives a whole number or, for sizes that
-/// are none, with one decimal place.
+/// A number of bytes for people: in the largest unit that gives a whole number of at most four
+/// digits, else with one decimal place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bytes(pub(super) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-        for (shift, unit) in units {
-            let one = 1u64 << shift;
-            if self.0 >= one {
-                let whole = self.0.is_multiple_of(one);
-                let value = self.0 as f64 / one as f64;
-                return if whole {
-                    write!(f, "{} {unit}", self.0 / one)
-                } else {
-                    write!(f, "{value:.1} {unit}")
-                };
+        let fitting = || units.iter().filter(|(shift, _)| self.0 >> shift > 0);
+        let whole = |&&(shift, _): &&(u32, &str)| {
+            self.0.is_multiple_of(1 << shift) && self.0 >> shift <= MAX_WHOLE
+        };
+        match (fitting().find(whole), fitting().next()) {
+            (Some((shift, unit)), _) => write!(f, "{} {unit}", self.0 >> shift),
+            (None, Some((shift, unit))) => {
+                write!(f, "{:.1} {unit}", self.0 as f64 / (1u64 << shift) as f64)
             }
+            (None, None) => write!(f, "{} bytes", self.0),
         }
-        write!(f, "{} bytes", self.0)
     }
 }
 
@@ -126,6 +127,7 @@ mod tests {
             (10 << 30, "10 GiB"),
             ((10 << 30) + (512 << 20), "10.5 GiB"),
             (1 << 40, "1 TiB"),
+            (2040 << 30, "2040 GiB"),
         ] {
             assert_eq!(Bytes(bytes).to_string(), text);
         }
