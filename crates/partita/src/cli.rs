@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use vmwp::config::{MAX_PROCESSORS, MIN_PROCESSORS};
-use vmwp::{DiskConfig, Platform};
+use vmwp::{DiskConfig, Platform, ProcessorMode};
 
 use crate::disk::{self, DiskArguments};
 use crate::drives::{parse_disk, parse_dvd};
@@ -88,6 +88,9 @@ pub(crate) struct MachineArguments {
     /// What runs the guest's instructions: auto (the fastest that works here) or software
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = parse_platform)]
     pub(crate) platform: Platform,
+    /// How the software processor runs code: interpret or translate
+    #[arg(long, value_name = "NAME", default_value = "interpret", value_parser = parse_processor_mode)]
+    pub(crate) processor_mode: ProcessorMode,
 }
 
 /// Arguments of `partita run`.
@@ -165,6 +168,14 @@ fn parse_platform(text: &str) -> Result<Platform, String> {
         "auto" => Ok(Platform::Auto),
         "software" => Ok(Platform::Software),
         _ => Err("it is no known platform; give auto or software".to_owned()),
+    }
+}
+
+fn parse_processor_mode(text: &str) -> Result<ProcessorMode, String> {
+    match text {
+        "interpret" => Ok(ProcessorMode::Interpret),
+        "translate" => Ok(ProcessorMode::Translate),
+        _ => Err("it is no known mode; give interpret or translate".to_owned()),
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) fn main(arguments: &RunArguments) -> ExitCode {
         memory_bytes: arguments.machine.memory,
         processors: arguments.machine.processors,
         platform: arguments.machine.platform,
+        processor_mode: arguments.machine.processor_mode,
         test_device: arguments.test_device,
         no_reboot: arguments.no_reboot,
         disks: arguments.drives(),

@@ -11,11 +11,14 @@ use crate::fault::Fault;
 use crate::mmu::{Access, PAGE_MASK, Rights, Target};
 use crate::op::Op;
 use crate::state::seg;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
 /// The most instructions that one block holds.
 pub(crate) const MAX_OPS: usize = 48;
+/// The most bytes that are read for blocks and regions.
+pub(crate) const MAX_CODE: usize = MAX_OPS * MAX_LENGTH;
 /// Entries of the quick lookup table.
 const QUICK: usize = 8192;
 /// Blocks kept before all are dropped and decoded anew.
@@ -32,6 +35,20 @@ pub(crate) struct Block {
     second: Option<(u32, u32)>,
     /// Length of all instructions.
     bytes: u32,
+    /// Times that it was asked for, see [`Block::is_warm`].
+    entries: Cell<u16>,
+}
+
+impl Block {
+    /// Counts an entry; true when the block has been entered `enough` times to
+    /// be translated. A block for which that is tried in vain is asked again
+    /// only after many more.
+    #[inline]
+    pub(crate) fn is_warm(&self, enough: u16) -> bool {
+        let entries = self.entries.get().wrapping_add(1);
+        self.entries.set(entries);
+        entries == enough
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -253,7 +270,8 @@ impl Vp {
         page: u32,
         mode: u8,
     ) -> Option<Rc<Block>> {
-        let word = self.mmu.code.mark(page);
+        let start = host.wrapping_sub((linear & PAGE_MASK) as usize);
+        let word = self.mark_code(page, start);
         let in_page = (0x1000 - (linear & PAGE_MASK)) as usize;
         let mut window = [0u8; MAX_OPS * MAX_LENGTH];
         let mut have = in_page.min(window.len());
@@ -276,6 +294,7 @@ impl Vp {
                 page: (page, word),
                 second: None,
                 bytes,
+                entries: Cell::new(0),
             }));
         }
         // The first instruction does not fit in what there is.
@@ -309,7 +328,7 @@ impl Vp {
             return None;
         }
         let (host, second) = self.fetch_page(next)?;
-        let word = self.mmu.code.mark(second);
+        let word = self.mark_code(second, host);
         crate::host::copy_from(host, &mut window[have..have + room]);
         let Some(op) = decoder.single(&window[..have + room]) else {
             self.gp(0);
@@ -322,6 +341,7 @@ impl Vp {
             page,
             second: Some((second, word)),
             bytes,
+            entries: Cell::new(0),
         }))
     }
 }

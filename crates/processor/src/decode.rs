@@ -90,6 +90,25 @@ impl Decoder {
         ops.into_boxed_slice()
     }
 
+    /// Decodes instructions, for as long as `visit` asks for more and they fit.
+    pub(crate) fn each(&mut self, bytes: &[u8], mut visit: impl FnMut(&Instruction, Op) -> bool) {
+        let mut iced = self.iced(bytes);
+        let mut instruction = Instruction::default();
+        while iced.can_decode() {
+            let at = iced.position();
+            iced.decode_out(&mut instruction);
+            self.mend(&mut instruction, &bytes[at..]);
+            // What is cut off at the end is decoded where it starts a block.
+            let cut = iced.last_error() == DecoderError::NoMoreBytes;
+            let Some(op) = self.op(&instruction, iced.last_error(), at, bytes.len()) else {
+                return;
+            };
+            if cut || !visit(&instruction, op) {
+                return;
+            }
+        }
+    }
+
     /// Decodes one instruction; `None` when it is longer than `bytes`.
     pub(crate) fn single(&mut self, bytes: &[u8]) -> Option<Op> {
         let mut iced = self.iced(bytes);

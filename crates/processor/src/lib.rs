@@ -33,14 +33,17 @@ mod op;
 #[cfg(test)]
 mod oracle;
 mod outside;
+mod requests;
 mod space;
 mod state;
+mod translate;
 mod vp;
 
 pub use fault::{Completion, Exit};
 pub use flags::ArithFlags;
 pub use host::{copy_from_shared, copy_to_shared, tsc};
 pub use outside::{TranslateFailure, TranslateRequest};
+pub use requests::Requests;
 pub use space::{CodeMap, GuestSpace, HostPage};
 pub use state::{Fpu, Msrs, Segment, State, Table, cr, reg, rflags, seg};
-pub use vp::{Config, Event, Requests, Vp};
+pub use vp::{Config, Event, ProcessorMode, Vp};

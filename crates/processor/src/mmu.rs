@@ -3,6 +3,7 @@
 use crate::fault::Fault;
 use crate::space::{CodeMap, GuestSpace, HostPage};
 use crate::state::{State, cr, rflags};
+use crate::translate::FastTlb;
 use std::sync::Arc;
 
 /// Entries of one TLB set.
@@ -113,6 +114,34 @@ pub(crate) struct Mmu {
     pub code: Arc<CodeMap>,
     /// Counts everything that may change a translation.
     pub generation: u32,
+    /// The tables of translated code.
+    pub fast: Option<Box<FastTlb>>,
+    /// What has happened to translations, for whoever caches fetches.
+    pub changes: Changes,
+}
+
+/// Changes of translations since somebody last looked.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// The lower half of the linear address space.
+    pub low: bool,
+    /// The upper half.
+    pub high: bool,
+    /// Single pages.
+    pub pages: Vec<u64>,
+}
+
+impl Changes {
+    /// More pages than this count as everything.
+    const MOST_PAGES: usize = 64;
+
+    fn page(&mut self, linear: u64) {
+        if self.pages.len() < Self::MOST_PAGES {
+            self.pages.push(linear & !PAGE_MASK);
+        } else {
+            (self.low, self.high) = (true, true);
+        }
+    }
 }
 
 /// Page-table entry bits.
@@ -167,6 +196,8 @@ impl Mmu {
             space,
             code,
             generation: 1,
+            fast: None,
+            changes: Changes::default(),
         }
     }
 
@@ -485,9 +516,15 @@ impl Mmu {
     /// the high half) a new address-space number: a CR3 load.
     pub(crate) fn new_address_space(&mut self, pcid: Option<(u16, bool)>) {
         self.generation = self.generation.wrapping_add(1);
-        if self.high_local {
+        let high = self.high_local;
+        if high {
             self.high_local = false;
             self.asid[1] = self.take_asid();
+        }
+        self.changes.low = true;
+        self.changes.high |= high;
+        if let Some(fast) = &mut self.fast {
+            fast.switch(high);
         }
         match pcid {
             None => {
@@ -529,6 +566,28 @@ impl Mmu {
         self.pcid_asid.fill(0);
         self.asid = [1, 2];
         self.next_asid = 3;
+        self.forget_fast();
+    }
+
+    fn forget_fast(&mut self) {
+        (self.changes.low, self.changes.high) = (true, true);
+        if let Some(fast) = &mut self.fast {
+            fast.flush_all();
+        }
+    }
+
+    /// The number of the address space that the lower half belongs to.
+    pub(crate) fn low_space(&self) -> u64 {
+        self.asid[0]
+    }
+
+    /// The cached translation of an address for data, if there is one: the
+    /// page in this process, its number, whether stores are allowed, and
+    /// whether it is part of a large page.
+    pub(crate) fn cached(&self, linear: u64) -> Option<(*mut u8, u32, bool, bool)> {
+        let entry = &self.sets[self.data_set & 3][(linear >> 12) as usize & (TLB_SIZE - 1)];
+        let tag = self.tag(linear);
+        (entry.read == tag).then_some((entry.host, entry.page, entry.write == tag, entry.span > 12))
     }
 
     /// Drops every translation, global ones too.
@@ -542,6 +601,7 @@ impl Mmu {
             self.clear();
         }
         self.asid = [self.take_asid(), self.take_asid()];
+        self.forget_fast();
     }
 
     /// Drops what is cached for one page, in every address space.
@@ -550,7 +610,12 @@ impl Mmu {
         for set in self.sets.iter_mut() {
             set[(linear >> 12) as usize & (TLB_SIZE - 1)] = TlbEntry::EMPTY;
         }
+        self.changes.page(linear);
+        if let Some(fast) = &mut self.fast {
+            fast.flush_page(linear);
+        }
         if self.large[(linear >> 63) as usize] {
+            (self.changes.low, self.changes.high) = (true, true);
             self.flush_large(linear);
         }
     }

@@ -1,6 +1,8 @@
 //! Guest-physical memory as the processor sees it.
 
+use crate::requests::Peer;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 /// One page of guest-physical memory that has host memory behind it.
 #[derive(Clone, Copy, Debug)]
@@ -42,11 +44,24 @@ pub unsafe trait GuestSpace: Send {
 /// came before the barrier and the decoder sees the new bytes, or the writer
 /// sees the bit and moves the version on, and every block decoded from the old
 /// bytes is dead on its next entry.
+///
+/// Translated code does not look at the bit. It stores only through
+/// translations that no page with the bit has; so between barrier and bytes the
+/// decoder also waits until every processor has given up its own for the page
+/// (see [`Peer`]).
 #[derive(Debug)]
 pub struct CodeMap {
     words: Vec<AtomicU32>,
     /// More than one processor, or device threads, may write.
     shared: bool,
+    /// Moves on with every version of a page.
+    epoch: AtomicU32,
+    /// Processors with translated code.
+    peers: RwLock<Vec<Weak<Peer>>>,
+    /// Pages being marked: one at a time.
+    marking: Mutex<()>,
+    /// Nobody may take a mark for finished while this is not 0.
+    unfinished: AtomicU32,
 }
 
 impl CodeMap {
@@ -60,7 +75,14 @@ impl CodeMap {
         if shared {
             crate::host::register_barrier();
         }
-        Self { words, shared }
+        Self {
+            words,
+            shared,
+            epoch: AtomicU32::new(0),
+            peers: RwLock::default(),
+            marking: Mutex::default(),
+            unfinished: AtomicU32::new(0),
+        }
     }
 
     /// The number of pages.
@@ -73,20 +95,49 @@ impl CodeMap {
         self.words.is_empty()
     }
 
+    /// A processor with translated code takes part from now on.
+    pub(crate) fn join(&self, peer: &Arc<Peer>) {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|peer| peer.strong_count() > 0);
+        peers.push(Arc::downgrade(peer));
+    }
+
     /// Announces that code of `page` is about to be read and cached. Returns
     /// the word that stays unchanged for as long as the page is unwritten.
-    pub fn mark(&self, page: u32) -> u32 {
+    /// `me` is the calling processor, which is not inside translated code and
+    /// sees to its own translations.
+    pub(crate) fn mark(&self, page: u32, host: *const u8, me: &Arc<Peer>) -> u32 {
         let Some(word) = self.words.get(page as usize) else {
             return 0;
         };
         let old = word.load(Ordering::Acquire);
         if old & Self::CODE != 0 {
+            if self.unfinished.load(Ordering::SeqCst) != 0 {
+                drop(self.marking.lock().unwrap_or_else(PoisonError::into_inner));
+            }
             return old;
         }
-        let old = word.fetch_or(Self::CODE, Ordering::SeqCst);
-        if self.shared {
-            crate::host::barrier_all_threads();
+        if !self.shared {
+            return word.fetch_or(Self::CODE, Ordering::SeqCst) | Self::CODE;
         }
+        let _one = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.unfinished.store(1, Ordering::SeqCst);
+        let old = word.fetch_or(Self::CODE, Ordering::SeqCst);
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let others: Vec<Arc<Peer>> = peers
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|peer| !Arc::ptr_eq(peer, me))
+            .collect();
+        drop(peers);
+        for peer in &others {
+            peer.ask((page, host as usize));
+        }
+        crate::host::barrier_all_threads();
+        for peer in &others {
+            peer.wait();
+        }
+        self.unfinished.store(0, Ordering::SeqCst);
         old | Self::CODE
     }
 
@@ -99,13 +150,25 @@ impl CodeMap {
             .map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
+    /// Code of the page is cached: stores must be told.
+    #[inline]
+    pub(crate) fn is_code(&self, page: u32) -> bool {
+        self.word(page) & Self::CODE != 0
+    }
+
+    /// Changes whenever any page's word moves on.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
     /// Must be called after every write to `page`. True when code was cached
     /// from it.
     #[inline]
     pub fn written(&self, page: u32) -> bool {
         match self.words.get(page as usize) {
             Some(word) if word.load(Ordering::Relaxed) & Self::CODE != 0 => {
-                Self::invalidate(word);
+                self.invalidate(word);
                 true
             }
             _ => false,
@@ -113,14 +176,19 @@ impl CodeMap {
     }
 
     #[cold]
-    fn invalidate(word: &AtomicU32) {
+    fn invalidate(&self, word: &AtomicU32) {
         let mut old = word.load(Ordering::SeqCst);
         while old & Self::CODE != 0 {
             let new = (old & !Self::CODE).wrapping_add(2);
             match word.compare_exchange_weak(old, new, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(_) => return,
+                Ok(_) => break,
                 Err(now) => old = now,
             }
+        }
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        for peer in peers.iter().filter_map(Weak::upgrade) {
+            peer.requests.look();
         }
     }
 }

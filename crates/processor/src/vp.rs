@@ -5,10 +5,11 @@ use crate::fault::{Completion, Exit, Fault, Stop, StopReason, vector};
 use crate::mmu::Mmu;
 use crate::native::Native;
 use crate::op::Op;
+use crate::requests::{Peer, Requests};
 use crate::space::{CodeMap, GuestSpace};
 use crate::state::{State, cr, reg, rflags, seg};
+use crate::translate::{Link, Ran, Translator};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How a virtual processor is made.
 #[derive(Clone, Debug)]
@@ -17,6 +18,19 @@ pub struct Config {
     pub physical_bits: u32,
     /// What CPUID offers; see [`crate::cpuid`].
     pub features: crate::cpuid::Features,
+    /// How code is run.
+    pub mode: ProcessorMode,
+}
+
+/// How a virtual processor runs code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProcessorMode {
+    /// Instruction by instruction: the reference.
+    #[default]
+    Interpret,
+    /// Hot code of 64-bit mode is translated. Hosts that lack what this takes
+    /// (BMI1, BMI2, FSGSBASE) interpret.
+    Translate,
 }
 
 impl Default for Config {
@@ -24,28 +38,8 @@ impl Default for Config {
         Self {
             physical_bits: 46,
             features: crate::cpuid::Features::host(),
+            mode: ProcessorMode::default(),
         }
-    }
-}
-
-/// The flag by which other threads interrupt a running [`Vp`].
-#[derive(Clone, Debug, Default)]
-pub struct Requests(Arc<AtomicU32>);
-
-impl Requests {
-    /// Makes [`Vp::run`] return [`Exit::Kicked`] soon.
-    pub fn kick(&self) {
-        self.0.store(1, Ordering::SeqCst);
-    }
-
-    /// A kick is outstanding.
-    #[inline(always)]
-    pub fn pending(&self) -> bool {
-        self.0.load(Ordering::Relaxed) != 0
-    }
-
-    fn take(&self) -> bool {
-        self.0.swap(0, Ordering::SeqCst) != 0
     }
 }
 
@@ -125,7 +119,13 @@ pub struct Vp {
     event: Option<Event>,
     exit: Option<Exit>,
     pub(crate) shutdown: bool,
-    requests: Requests,
+    /// Requests of other threads, and what they must know of this processor.
+    pub(crate) peer: Arc<Peer>,
+    /// What emitted code works with.
+    pub(crate) link: Link,
+    pub(crate) translator: Option<Box<Translator>>,
+    /// Entries of a block before it is translated.
+    pub(crate) warm: u16,
     /// The last instruction did not retire: an exception was delivered instead.
     pub(crate) faulted: bool,
     /// The instruction under way loaded RF from a flags image (IRET, task
@@ -162,19 +162,31 @@ impl Vp {
             event: None,
             exit: None,
             shutdown: false,
-            requests: Requests::default(),
+            peer: Arc::default(),
+            link: Link::new(),
+            translator: None,
+            warm: crate::translate::WARM,
             faulted: false,
             resume_loaded: false,
             pauses: 0,
             retired: 0,
         };
         vp.mode_changed();
+        if vp.config.mode == ProcessorMode::Translate {
+            vp.start_translator();
+        }
         vp
+    }
+
+    /// Translated code runs; false in interpreter mode, and where the host
+    /// lacks what the translator takes.
+    pub fn translates(&self) -> bool {
+        self.translator.is_some()
     }
 
     /// The handle for other threads to interrupt [`Vp::run`].
     pub fn requests(&self) -> Requests {
-        self.requests.clone()
+        self.peer.requests.clone()
     }
 
     /// The architectural state.
@@ -241,6 +253,7 @@ impl Vp {
     pub fn gpa_space_changed(&mut self) {
         self.mmu.space_changed();
         self.blocks.clear();
+        self.forget_translated();
     }
 
     /// Makes [`Vp::run`] return [`Exit::InterruptWindow`] when an interrupt
@@ -365,7 +378,7 @@ impl Vp {
     /// A kick is outstanding: long instructions look now and then.
     #[inline]
     pub(crate) fn interrupted(&self) -> bool {
-        self.requests.pending()
+        self.peer.requests.pending()
     }
 
     // ---- running -----------------------------------------------------------
@@ -380,7 +393,7 @@ impl Vp {
             if self.shutdown {
                 return Exit::TripleFault;
             }
-            if self.requests.pending() && self.requests.take() {
+            if self.peer.requests.pending() && self.peer.requests.take() {
                 return Exit::Kicked;
             }
             if self.attention != 0 {
@@ -389,12 +402,20 @@ impl Vp {
                 }
                 continue;
             }
+            match self.run_translated() {
+                Ran::Again => continue,
+                Ran::Exit(exit) => return exit,
+                Ran::Interpret => {}
+            }
             let Some(block) = self.next_block() else {
                 if let Some(exit) = self.stopped(0) {
                     return exit;
                 }
                 continue;
             };
+            if self.translator.is_some() && block.is_warm(self.warm) && self.translate_region() {
+                continue;
+            }
             if let Some(exit) = self.run_block(&block, usize::MAX) {
                 return exit;
             }
@@ -587,7 +608,7 @@ impl Vp {
 
     /// A handler stopped at `op` of the block at `start`.
     #[cold]
-    fn stopped_at(&mut self, op: &Op, start: u64) -> Option<Exit> {
+    pub(crate) fn stopped_at(&mut self, op: &Op, start: u64) -> Option<Exit> {
         if op.has_memory() && usize::from(op.segment) == seg::SS {
             let _ = self.as_stack_fault(Stop);
         }

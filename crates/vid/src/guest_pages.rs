@@ -268,9 +268,13 @@ mod tests {
                 size: 1 << 20,
             },
         ];
-        Partition::new(&PartitionConfig { processors: 1, ram })
-            .unwrap()
-            .0
+        Partition::new(&PartitionConfig {
+            processors: 1,
+            ram,
+            processor_mode: processor::ProcessorMode::default(),
+        })
+        .unwrap()
+        .0
     }
 
     #[test]

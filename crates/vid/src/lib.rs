@@ -25,6 +25,7 @@ pub use intercept::InterceptHandler;
 pub use observer::{HypercallObserver, ObservedCall};
 pub use partition::{BadGpa, Partition, PartitionConfig, RamRange, VidError};
 pub use platform::NotificationSink;
+pub use processor::ProcessorMode;
 pub use system_memory::{PAGE_SIZE, SystemMemory};
 pub use virtual_processor::{VirtualProcessor, VpStop};
 pub use winhv::HvError;

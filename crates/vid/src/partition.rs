@@ -7,7 +7,7 @@ use crate::space::ChildSpace;
 use crate::system_memory::{PAGE_SIZE, SystemMemory};
 use crate::virtual_processor::VirtualProcessor;
 use hypervisor::{Hypervisor, HypervisorConfig, ProcessorVendor};
-use processor::{Config, Vp};
+use processor::{Config, ProcessorMode, Vp};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tlfs::{
@@ -40,6 +40,8 @@ pub struct PartitionConfig {
     pub processors: u32,
     /// RAM, ascending and apart.
     pub ram: Vec<RamRange>,
+    /// How the software processor runs code.
+    pub processor_mode: ProcessorMode,
 }
 
 /// A partition could not be made or changed.
@@ -117,7 +119,10 @@ impl Partition {
         let memory = SystemMemory::new(size, true).map_err(VidError::Memory)?;
         let memory = Arc::new(memory);
         let platform = HostPlatform::new(memory.clone(), crate::tsc::frequency());
-        let processor = Config::default();
+        let processor = Config {
+            mode: config.processor_mode,
+            ..Config::default()
+        };
         let hypervisor = Hypervisor::new(platform.clone(), hypervisor_config(&processor));
         let hypervisor = Arc::new(hypervisor);
         platform.attach(&hypervisor);

@@ -110,6 +110,7 @@ fn config() -> PartitionConfig {
         processors: 2,
         // Two large pages and three small ones; three small ones above 4 GiB.
         ram: vec![range(0, 2 * LARGE + 3 * PAGE), range(4 << 30, 3 * PAGE)],
+        processor_mode: vid::ProcessorMode::default(),
     }
 }
 

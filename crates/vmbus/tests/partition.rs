@@ -18,7 +18,11 @@ fn partition() -> Arc<Partition> {
         gpa: 0,
         size: 1 << 20,
     }];
-    Partition::new(&PartitionConfig { processors: 2, ram })
+    Partition::new(&PartitionConfig {
+        processors: 2,
+        ram,
+        processor_mode: vid::ProcessorMode::default(),
+    })
         .unwrap()
         .0
 }

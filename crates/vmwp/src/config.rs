@@ -7,6 +7,8 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use vid::ProcessorMode;
+
 use crate::disks::{DiskConfig, Disks, DriveError};
 use crate::loader::{self, BootConfig, Input, LoadError, LoadPlan, layout};
 
@@ -117,6 +119,8 @@ pub struct VmConfig {
     pub processors: u32,
     /// What runs the guest's instructions.
     pub platform: Platform,
+    /// How the software processor runs code.
+    pub processor_mode: ProcessorMode,
     /// Whether to add the devices that test images want.
     pub test_device: bool,
     /// Whether a reset by the guest ends the run.

@@ -12,6 +12,7 @@ mod serial;
 mod test_device;
 
 pub use config::{Console, Image, Platform, StopRequest, VmConfig, VmError, VmExit};
+pub use vid::ProcessorMode;
 pub use disks::{DiskConfig, DriveError, MAX_CONTROLLERS, MAX_LUNS};
 
 use std::sync::Arc;

@@ -199,6 +199,7 @@ pub(crate) fn run_once(
     let partition_config = PartitionConfig {
         processors: config.processors,
         ram: ram.collect(),
+        processor_mode: config.processor_mode,
     };
     let (partition, mut processors) = Partition::new(&partition_config).map_err(vm_error)?;
     load(&partition, plan)?;

@@ -75,6 +75,7 @@ fn prepare(arguments: &QuickstartArguments, progress: &Progress) -> Result<(VmCo
         memory_bytes: machine.memory,
         processors: machine.processors,
         platform: machine.platform,
+        processor_mode: machine.processor_mode,
         test_device: false,
         no_reboot: arguments.check,
         control: None,

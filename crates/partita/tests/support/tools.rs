@@ -130,8 +130,7 @@ fn fetched_python(root: &Root) -> Option<Vec<OsString>> {
     let pip = entries(&wheels)
         .into_iter()
         .find(|path| name_of(path).starts_with("pip-"))?;
-    let certificates = root.path.join("certificates.pem");
-    fs::write(&certificates, all_certificates(&root.path)).ok()?;
+    let certificates = certificates(&root.path)?;
     let installed = command(&words)
         .arg(pip.join("pip"))
         .args(["install", "--quiet", "--only-binary", ":all:", "--cert"])
@@ -152,12 +151,20 @@ fn assignment(name: &str, value: &Path) -> OsString {
     text
 }
 
-fn all_certificates(root: &Path) -> Vec<u8> {
+/// The system's certificates, which may have some of a company's own; else the package's.
+fn certificates(root: &Path) -> Option<PathBuf> {
+    let system = Path::new("/etc/ssl/certs/ca-certificates.crt");
+    if system.is_file() {
+        return Some(system.to_owned());
+    }
     let files = entries(&root.join("usr/share/ca-certificates/mozilla"));
     let texts = files.iter().filter_map(|file| fs::read(file).ok());
-    texts
+    let all: Vec<u8> = texts
         .flat_map(|text| [text, b"\n".to_vec()].concat())
-        .collect()
+        .collect();
+    let path = root.join("certificates.pem");
+    fs::write(&path, all).ok()?;
+    Some(path)
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

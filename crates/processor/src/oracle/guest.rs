@@ -4,7 +4,9 @@
 use super::arena::{self, PAGE, REGIONS, Rights, View};
 use super::{CS_32, CS_64, Descriptor, Mode, Outcome, Registers, SS_USER};
 use crate::state::{cr, rflags, seg};
-use crate::{CodeMap, Config, Exit, GuestSpace, HostPage, Segment, State, Table, Vp};
+use crate::{
+    CodeMap, Config, Exit, GuestSpace, HostPage, ProcessorMode, Segment, State, Table, Vp,
+};
 use std::sync::Arc;
 
 /// Guest-physical pages: first the arena's, then tables and the kernel's.
@@ -107,7 +109,7 @@ const KERNEL_GPA: u64 = arena::SIZE;
 
 impl Guest {
     /// A guest that uses the given FS and GS bases.
-    pub(super) fn new(fs_base: u64, gs_base: u64) -> Self {
+    pub(super) fn new(fs_base: u64, gs_base: u64, mode: ProcessorMode) -> Self {
         let layout = std::alloc::Layout::from_size_align((PAGES * PAGE) as usize, PAGE as usize);
         let layout = layout.expect("a valid layout");
         // SAFETY: the layout has a size.
@@ -122,7 +124,14 @@ impl Guest {
         map_all(&mut tables);
         kernel(memory);
         let code = Arc::new(CodeMap::new(PAGES as usize, false));
-        let mut vp = Vp::new(Config::default(), Box::new(memory), code);
+        let config = Config {
+            mode,
+            ..Config::default()
+        };
+        let mut vp = Vp::new(config, Box::new(memory), code);
+        assert_eq!(vp.translates(), mode == ProcessorMode::Translate);
+        // Code under test runs once: it is hot at once.
+        vp.warm = 1;
         vp.update_state(|state| user_state(state, root, fs_base));
         // SAFETY: the arena is the first part of memory that lives on.
         let view = unsafe { View::new(memory.0) };

@@ -172,7 +172,11 @@ mod tests {
             gpa: 0,
             size: 1 << 20,
         }];
-        let config = PartitionConfig { processors: 1, ram };
+        let config = PartitionConfig {
+            processors: 1,
+            ram,
+            processor_mode: vid::ProcessorMode::default(),
+        };
         let partition = Partition::new(&config).unwrap().0;
         check(&*partition, true);
         check(&CopiedMemory(Loopback::new(1, 16)), false);

@@ -16,7 +16,11 @@ fn partition() -> Arc<Partition> {
         gpa: 0,
         size: 1 << 20,
     }];
-    Partition::new(&PartitionConfig { processors: 1, ram })
+    Partition::new(&PartitionConfig {
+        processors: 1,
+        ram,
+        processor_mode: vid::ProcessorMode::default(),
+    })
         .unwrap()
         .0
 }

@@ -3,11 +3,11 @@
 use super::machine::{self, DATA};
 use super::native::{Context, Runner};
 use super::random::Random;
-use crate::fault::vector;
+use crate::fault::{Exit, vector};
 use crate::native::Form;
 use crate::op::Op;
 use crate::state::{Fpu, rflags};
-use crate::vp::Vp;
+use crate::vp::{ProcessorMode, Vp};
 use iced_x86::{
     Code, Encoder, EncodingKind, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind, Register,
 };
@@ -196,8 +196,12 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new() -> Self {
+        Self::with(machine::machine())
+    }
+
+    fn with(vp: Vp) -> Self {
         Self {
-            vp: machine::machine(),
+            vp,
             runner: Runner::new(),
             context: Context::new(),
             memory: Box::new(Memory([0; 80])),
@@ -315,6 +319,34 @@ fn every_form_equals_the_host() {
         forms += 1;
     }
     assert!(forms > 500, "{forms} forms");
+}
+
+#[test]
+fn every_form_translated_equals_the_host() {
+    let mut bench = Bench::with(machine::machine_in(ProcessorMode::Translate));
+    let sse = |code: &Code| {
+        use iced_x86::CpuidFeature as F;
+        !matches!(code.cpuid_features().first(), Some(F::FPU | F::FPU387))
+    };
+    for code in codes().filter(sse) {
+        let mut random = Random::new(0x7a45 ^ code as u64);
+        for _ in 0..12 {
+            let Some(instruction) = instruction(code, &mut random) else {
+                continue;
+            };
+            let bytes = encode(&instruction);
+            bench.runner.prepare(&bytes);
+            for _ in 0..6 {
+                bench.fill(&mut random, true, false, aligned(&instruction));
+                bench.runner.run(&mut bench.context);
+                let exit = machine::run_in_place(&mut bench.vp, &bytes);
+                assert_eq!(exit, Exit::Halt, "{instruction}");
+                if let Some(difference) = bench.difference() {
+                    panic!("{instruction} ({:?}): {difference}", instruction.code());
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -2,11 +2,11 @@
 //! paging tables.
 
 use crate::decode::Decoder;
-use crate::fault::{Fault, StopReason};
+use crate::fault::{Exit, Fault, StopReason};
 use crate::op::Op;
 use crate::space::{CodeMap, GuestSpace, HostPage};
 use crate::state::{cr, reg, seg};
-use crate::vp::{Config, Vp};
+use crate::vp::{Config, ProcessorMode, Vp};
 use std::sync::Arc;
 
 /// Pages of memory from address 0.
@@ -36,9 +36,18 @@ unsafe impl GuestSpace for Space {
 
 /// In 64-bit mode at CPL 0 with SSE and XSAVE enabled.
 pub(super) fn machine() -> Vp {
+    machine_in(ProcessorMode::Interpret)
+}
+
+/// The same with a choice of how code runs.
+pub(super) fn machine_in(mode: ProcessorMode) -> Vp {
+    let config = Config {
+        mode,
+        ..Config::default()
+    };
     let pages = (0..PAGES).map(|_| Page([0; 4096])).collect();
     let code = Arc::new(CodeMap::new(PAGES, false));
-    let mut vp = Vp::new(Config::default(), Box::new(Space(pages)), code);
+    let mut vp = Vp::new(config, Box::new(Space(pages)), code);
     vp.update_state(|state| {
         state.cr0 = cr::CR0_PE | cr::CR0_ET | cr::CR0_NE | cr::CR0_MP;
         state.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
@@ -92,6 +101,18 @@ pub(super) fn run(vp: &mut Vp, op: &Op) -> Result<(), Fault> {
             other => panic!("{other:?}"),
         },
     }
+}
+
+/// Runs one instruction at RIP from memory, and HLT behind it: translated at
+/// once where the machine translates.
+pub(super) fn run_in_place(vp: &mut Vp, bytes: &[u8]) -> Exit {
+    const CODE: u64 = 0x1000;
+    let mut code = bytes.to_vec();
+    code.push(0xf4);
+    poke(vp, CODE, &code);
+    vp.state.rip = CODE;
+    vp.warm = 1;
+    vp.run()
 }
 
 /// Writes guest memory.

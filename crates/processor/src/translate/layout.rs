@@ -1,0 +1,137 @@
+//! Where emitted code finds things: registers and fields.
+
+use super::asm::{Mem, host};
+use crate::Vp;
+use crate::state::State;
+use std::mem::offset_of;
+use std::sync::atomic::AtomicU32;
+
+/// What emitted code reads and writes besides the architectural state. The GS
+/// base points to the [`Vp`] that this is part of.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Link {
+    /// The processor itself.
+    pub(super) this: *mut Vp,
+    /// The table for data in use, see [`super::tlb`].
+    pub(super) table: u64,
+    /// [`super::tlb::INDEX_MASK`].
+    pub(super) index_mask: u64,
+    /// All bits but the page offset's.
+    pub(super) page_mask: u64,
+    /// The same, and the lowest four.
+    pub(super) aligned_mask: u64,
+    /// [`super::links::JUMP_MASK`].
+    pub(super) jump_mask: u64,
+    /// The tables for indirect jumps: supervisor's and user's.
+    pub(super) jumps: [u64; 2],
+    /// The word that is 0 when somebody wants attention.
+    pub(super) go: *const AtomicU32,
+    /// The host's stack pointer while emitted code runs.
+    pub(super) host_stack: u64,
+    /// The shadow stack's pointer while it does not.
+    pub(super) shadow: u64,
+    /// The top of the empty shadow stack.
+    pub(super) shadow_top: u64,
+    /// Where to go on, while registers are loaded.
+    pub(super) resume: u64,
+    /// The code that an indirect call leads to.
+    pub(super) target: u64,
+    /// Not 0 while the guest's vector registers and MXCSR are in the host's.
+    pub(super) vectors: u64,
+    /// MXCSR of the host while the guest's is in place.
+    pub(super) host_mxcsr: u32,
+}
+
+impl Link {
+    pub(crate) fn new() -> Self {
+        Self {
+            this: std::ptr::null_mut(),
+            table: 0,
+            index_mask: super::tlb::INDEX_MASK,
+            page_mask: !0xfff,
+            aligned_mask: !0xfff | 15,
+            jump_mask: super::links::JUMP_MASK,
+            jumps: [0; 2],
+            go: std::ptr::null(),
+            host_stack: 0,
+            shadow: 0,
+            shadow_top: 0,
+            resume: 0,
+            target: 0,
+            vectors: 0,
+            host_mxcsr: 0x1f80,
+        }
+    }
+}
+
+/// A field of [`Link`] as a memory operand.
+macro_rules! field {
+    ($($field:tt)+) => {
+        $crate::translate::asm::Mem::Vp(
+            std::mem::offset_of!($crate::Vp, link)
+                + std::mem::offset_of!($crate::translate::layout::Link, $($field)+),
+        )
+    };
+}
+pub(super) use field;
+
+/// Scratch registers. RCX is one because JRCXZ tests it without flags.
+pub(super) const S0: u8 = host::RCX;
+/// See [`S0`].
+pub(super) const S1: u8 = host::R14;
+/// See [`S0`].
+pub(super) const S2: u8 = host::R15;
+
+/// Where the guest's registers are: in a host register, or (the four that
+/// compilers use least) in memory.
+pub(super) const PLACES: [Option<u8>; 16] = [
+    Some(host::RAX),
+    Some(host::R10),
+    Some(host::RDX),
+    Some(host::RBX),
+    Some(host::R11),
+    Some(host::RBP),
+    Some(host::RSI),
+    Some(host::RDI),
+    Some(8),
+    Some(9),
+    None,
+    None,
+    Some(host::R12),
+    Some(host::R13),
+    None,
+    None,
+];
+
+/// The host register of the guest's RSP.
+pub(super) const GUEST_RSP: u8 = host::R11;
+/// The host register of the guest's RCX.
+pub(super) const GUEST_RCX: u8 = host::R10;
+
+/// The guest's general register `number` in memory.
+pub(super) fn register(number: usize) -> Mem {
+    Mem::Vp(offset_of!(Vp, state) + offset_of!(State, gpr) + 8 * number)
+}
+
+/// The saved status flags.
+pub(super) fn flags() -> Mem {
+    Mem::Vp(offset_of!(Vp, state) + offset_of!(State, arith))
+}
+
+/// The base of a segment register.
+pub(super) fn segment_base(number: usize) -> Mem {
+    Mem::Vp(
+        offset_of!(Vp, state)
+            + offset_of!(State, seg)
+            + number * size_of::<crate::Segment>()
+            + offset_of!(crate::Segment, base),
+    )
+}
+
+/// The FXSAVE image, from `offset` on.
+pub(super) fn image(offset: usize) -> Mem {
+    Mem::Vp(
+        offset_of!(Vp, state) + offset_of!(State, fpu) + offset_of!(crate::Fpu, fxsave) + offset,
+    )
+}

@@ -1,0 +1,133 @@
+//! From bytes to emitted code: one region.
+//!
+//! A region is entered at its start only. It runs on behind conditional
+//! branches that are not taken and behind calls that have returned, up to an
+//! unconditional branch, an instruction whose handler may change the mode, or
+//! the page's end.
+
+use super::emit::{Context, Emitter};
+use super::flow::{Item, liveness};
+use super::{control::Behind, generic, vector};
+use crate::decode::Decoder;
+use iced_x86::{FlowControl, Mnemonic};
+
+/// The most instructions of a region.
+const MOST: usize = 96;
+
+/// Decodes a region; empty when its first instruction does not fit.
+pub(super) fn gather(bytes: &[u8], mode: u8) -> Vec<Item> {
+    let mut items = Vec::with_capacity(32);
+    Decoder::new(mode).each(bytes, |instruction, op| {
+        let mut item = Item {
+            instruction: *instruction,
+            op,
+            live: 0,
+            live_behind: 0,
+            handled: false,
+        };
+        item.handled = kind(&item) == Kind::Handled;
+        let on = match instruction.flow_control() {
+            FlowControl::Next => !item.op.is_last(),
+            FlowControl::ConditionalBranch => instruction.is_jcc_short_or_near(),
+            FlowControl::Call | FlowControl::IndirectCall => {
+                instruction.is_call_near() || instruction.is_call_near_indirect()
+            }
+            _ => false,
+        };
+        items.push(item);
+        on && items.len() < MOST
+    });
+    liveness(&mut items);
+    items
+}
+
+/// How an instruction is emitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Nothing,
+    Plain,
+    Vector,
+    Lea,
+    Stack,
+    Divide,
+    Branch,
+    Handled,
+}
+
+fn kind(item: &Item) -> Kind {
+    use Mnemonic as M;
+    let instruction = &item.instruction;
+    match instruction.mnemonic() {
+        M::Nop | M::Endbr64 | M::Endbr32 | M::Reservednop if !item.op.is_last() => Kind::Nothing,
+        M::Lea => Kind::Lea,
+        M::Push | M::Pop | M::Leave if !item.op.is_last() => Kind::Stack,
+        M::Div | M::Idiv => Kind::Divide,
+        M::Ret => Kind::Branch,
+        _ if instruction.is_jcc_short_or_near()
+            || instruction.is_jmp_short_or_near()
+            || instruction.is_jmp_near_indirect()
+            || instruction.is_call_near()
+            || instruction.is_call_near_indirect() =>
+        {
+            Kind::Branch
+        }
+        _ if generic::is_plain(item) => Kind::Plain,
+        _ if vector::is_vector(item) => Kind::Vector,
+        _ => Kind::Handled,
+    }
+}
+
+/// Emits a region that starts at linear address `start`: the address of its
+/// code. `None` when there is nothing to translate, or no room.
+pub(super) fn emit(context: Context<'_>, items: &[Item], start: u64) -> Option<u64> {
+    let first = items.first()?;
+    if kind(first) == Kind::Handled && first.op.is_last() {
+        return None;
+    }
+    let mut emitter = Emitter::new(context, start);
+    let mut open = true;
+    for item in items {
+        match emitter.item(item)? {
+            Behind::Next => {}
+            Behind::Nothing => {
+                open = false;
+                break;
+            }
+        }
+    }
+    if open {
+        let end = emitter.behind(items.last()?);
+        emitter.go_to(end, start)?;
+    }
+    let entry = emitter.entry;
+    emitter.finish().then_some(entry)
+}
+
+impl Emitter<'_> {
+    fn item(&mut self, item: &Item) -> Option<Behind> {
+        let done = match kind(item) {
+            Kind::Nothing => true,
+            Kind::Plain => self.plain(item),
+            Kind::Vector => self.vector(item),
+            Kind::Lea => self.lea(item),
+            Kind::Stack => self.stack(item),
+            Kind::Divide => self.divide(item),
+            Kind::Branch => {
+                let mark = self.mark();
+                if let Some(behind) = self.branch(item) {
+                    return Some(behind);
+                }
+                self.back_to(&mark);
+                false
+            }
+            Kind::Handled => false,
+        };
+        if !done {
+            self.call_handler(item);
+            if item.op.is_last() {
+                return Some(Behind::Nothing);
+            }
+        }
+        Some(Behind::Next)
+    }
+}
