@@ -89,7 +89,7 @@ pub(crate) struct MachineArguments {
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = parse_platform)]
     pub(crate) platform: Platform,
     /// How the software processor runs code: interpret or translate
-    #[arg(long, value_name = "NAME", default_value = "interpret", value_parser = parse_processor_mode)]
+    #[arg(long, value_name = "NAME", default_value = "translate", value_parser = parse_processor_mode)]
     pub(crate) processor_mode: ProcessorMode,
 }
 

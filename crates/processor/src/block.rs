@@ -21,6 +21,8 @@ pub(crate) const MAX_OPS: usize = 48;
 pub(crate) const MAX_CODE: usize = MAX_OPS * MAX_LENGTH;
 /// Entries of the quick lookup table.
 const QUICK: usize = 8192;
+/// [`Block::never_warm`].
+const NEVER: u16 = u16::MAX;
 /// Blocks kept before all are dropped and decoded anew.
 const MAX_BLOCKS: usize = 1 << 16;
 
@@ -40,14 +42,26 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Counts an entry; true when the block has been entered `enough` times to
-    /// be translated. A block for which that is tried in vain is asked again
-    /// only after many more.
+    /// Counts an entry; true with every `enough`th, when the block is worth
+    /// translating at the address that it was entered at.
     #[inline]
     pub(crate) fn is_warm(&self, enough: u16) -> bool {
-        let entries = self.entries.get().wrapping_add(1);
+        let entries = self.entries.get();
+        if entries == NEVER {
+            return false;
+        }
+        let entries = if entries + 1 >= enough {
+            0
+        } else {
+            entries + 1
+        };
         self.entries.set(entries);
-        entries == enough
+        entries == 0
+    }
+
+    /// The block cannot be translated.
+    pub(crate) fn never_warm(&self) {
+        self.entries.set(NEVER);
     }
 }
 

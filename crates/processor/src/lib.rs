@@ -38,6 +38,7 @@ mod space;
 mod state;
 mod translate;
 mod vp;
+mod walk;
 
 pub use fault::{Completion, Exit};
 pub use flags::ArithFlags;
@@ -46,4 +47,5 @@ pub use outside::{TranslateFailure, TranslateRequest};
 pub use requests::Requests;
 pub use space::{CodeMap, GuestSpace, HostPage};
 pub use state::{Fpu, Msrs, Segment, State, Table, cr, reg, rflags, seg};
+pub use translate::translator_supported;
 pub use vp::{Config, Event, ProcessorMode, Vp};

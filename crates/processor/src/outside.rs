@@ -1,7 +1,8 @@
 //! What somebody outside may ask of a virtual processor between runs.
 
 use crate::Vp;
-use crate::mmu::{self, Access, Rights, WalkError};
+use crate::mmu::{self, Access, Rights};
+use crate::walk::WalkError;
 
 /// How an address is to be translated for somebody outside.
 #[derive(Clone, Copy, Debug)]

@@ -124,6 +124,8 @@ pub struct Vp {
     /// What emitted code works with.
     pub(crate) link: Link,
     pub(crate) translator: Option<Box<Translator>>,
+    /// The version of the tables that the link's stack page was found in.
+    pub(crate) stack_version: u64,
     /// Entries of a block before it is translated.
     pub(crate) warm: u16,
     /// The last instruction did not retire: an exception was delivered instead.
@@ -165,6 +167,7 @@ impl Vp {
             peer: Arc::default(),
             link: Link::new(),
             translator: None,
+            stack_version: 0,
             warm: crate::translate::WARM,
             faulted: false,
             resume_loaded: false,
@@ -413,8 +416,11 @@ impl Vp {
                 }
                 continue;
             };
-            if self.translator.is_some() && block.is_warm(self.warm) && self.translate_region() {
-                continue;
+            if self.may_translate() && block.is_warm(self.warm) {
+                if self.translate_region() {
+                    continue;
+                }
+                block.never_warm();
             }
             if let Some(exit) = self.run_block(&block, usize::MAX) {
                 return exit;

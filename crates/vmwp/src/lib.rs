@@ -12,8 +12,8 @@ mod serial;
 mod test_device;
 
 pub use config::{Console, Image, Platform, StopRequest, VmConfig, VmError, VmExit};
-pub use vid::ProcessorMode;
 pub use disks::{DiskConfig, DriveError, MAX_CONTROLLERS, MAX_LUNS};
+pub use vid::ProcessorMode;
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 use super::area::Area;
 use super::asm::{Asm, Fix, Mem, ShortFix, at, cc};
 use super::flow::Item;
-use super::layout::{PLACES, S0, S1, S2, field, register, segment_base};
+use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register, segment_base};
 use super::links::{Edge, Way};
 use super::stubs::Stubs;
 use super::tlb::STORES;
@@ -122,6 +122,9 @@ pub(super) struct Access {
 pub(super) enum Cold {
     /// Calls [`super::runtime::access`].
     Access(Fix, u32),
+    /// A look at the table for an access to the stack: the way in, the way
+    /// back, and the access.
+    Stack(Fix, u64, Access, u32),
     /// Calls [`super::runtime::handle`].
     Handle(Fix, u32),
     /// Calls [`super::runtime::vectors`].
@@ -316,6 +319,12 @@ impl<'a> Emitter<'a> {
         };
         let site = self.site(op, Some(missed));
         let half = if access.write { STORES } else { 0 };
+        if let Some((GUEST_RSP, disp)) = access.address.simple()
+            && access.size <= 8
+            && !access.aligned
+        {
+            return self.probe_stack(access, disp, site);
+        }
         if access.live {
             self.probe_keeping_flags(access, half, site)
         } else {
@@ -351,25 +360,8 @@ impl<'a> Emitter<'a> {
 
     fn probe_keeping_flags(&mut self, access: &Access, half: i32, site: u32) -> Mem {
         self.address(&access.address, 0, S0, S1);
+        self.look_up();
         let a = &mut self.asm;
-        a.extract(S1, S0, field!(index_mask));
-        a.load(S2, field!(table));
-        a.lea(
-            S1,
-            Mem::At {
-                base: S1,
-                index: Some((S1, 0)),
-                disp: 0,
-            },
-        );
-        a.lea(
-            S1,
-            Mem::At {
-                base: S2,
-                index: Some((S1, 3)),
-                disp: 0,
-            },
-        );
         a.load(S2, at(S1, half));
         if access.aligned {
             a.lea(
@@ -415,6 +407,103 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// The stack stays in one page for long: a look at that page alone.
+    fn probe_stack(&mut self, access: &Access, disp: i32, site: u32) -> Mem {
+        let base = GUEST_RSP;
+        let a = &mut self.asm;
+        a.load(S0, field!(stack_page));
+        let index = Some((base, 0));
+        let miss = if access.live {
+            let disp = disp.wrapping_add(access.size as i32 - 1);
+            a.lea(
+                S0,
+                Mem::At {
+                    base: S0,
+                    index,
+                    disp,
+                },
+            );
+            a.extract(S0, S0, field!(page_mask));
+            let hit = a.jump_if_rcx_zero();
+            let miss = a.jump();
+            self.short(hit);
+            miss
+        } else {
+            a.lea(
+                S0,
+                Mem::At {
+                    base: S0,
+                    index,
+                    disp,
+                },
+            );
+            a.compare(S0, 4096 - access.size as i32);
+            a.jump_if(cc::A)
+        };
+        self.asm.load(S1, field!(stack_addend));
+        let back = self.asm.here();
+        self.cold.push(Cold::Stack(miss, back, *access, site));
+        Mem::At {
+            base,
+            index: Some((S1, 0)),
+            disp,
+        }
+    }
+
+    /// The whole look for an access to the stack, which remembers the page
+    /// where it may be written.
+    fn find_stack_page(&mut self, back: u64, access: &Access, site: u32) {
+        let half = if access.write { STORES } else { 0 };
+        self.address(&access.address, 0, S0, S1);
+        self.look_up();
+        let a = &mut self.asm;
+        a.load(S2, at(S1, half));
+        let disp = access.size as i32 - 1;
+        a.lea(
+            S0,
+            Mem::At {
+                base: S0,
+                index: Some((S2, 0)),
+                disp,
+            },
+        );
+        a.extract(S0, S0, field!(page_mask));
+        let hit = a.jump_if_rcx_zero();
+        self.leave_to(site, self.context.stubs.access);
+        self.short(hit);
+        let a = &mut self.asm;
+        a.load(S1, at(S1, half + 8));
+        if access.write {
+            a.store(field!(stack_page), S2);
+            a.store(field!(stack_addend), S1);
+        }
+        a.jump_to(back);
+    }
+
+    /// The slot for the address in [`S0`]: its entry for loads is at [`S1`].
+    /// Uses [`S2`]; flags stay.
+    fn look_up(&mut self) {
+        let a = &mut self.asm;
+        a.extract(S1, S0, field!(index_mask));
+        a.load(S2, field!(table));
+        a.lea(
+            S1,
+            Mem::At {
+                base: S1,
+                index: Some((S1, 0)),
+                disp: 0,
+            },
+        );
+        a.lea(
+            S1,
+            Mem::At {
+                base: S2,
+                index: Some((S1, 3)),
+                disp: 0,
+            },
+        );
+    }
+
     /// Binds a short jump that is short by construction.
     pub(super) fn short(&mut self, fix: ShortFix) {
         let fits = self.asm.bind_short(fix);
@@ -441,6 +530,10 @@ impl<'a> Emitter<'a> {
                 Cold::Access(fix, site) => {
                     self.asm.bind(fix);
                     self.leave_to(site, self.context.stubs.access);
+                }
+                Cold::Stack(fix, back, access, site) => {
+                    self.asm.bind(fix);
+                    self.find_stack_page(back, &access, site);
                 }
                 Cold::Handle(fix, site) => {
                     self.asm.bind(fix);

@@ -3,6 +3,7 @@
 use super::asm::{Mem, host};
 use crate::Vp;
 use crate::state::State;
+use std::hash::{BuildHasher, RandomState};
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 
@@ -37,6 +38,14 @@ pub(crate) struct Link {
     pub(super) resume: u64,
     /// The code that an indirect call leads to.
     pub(super) target: u64,
+    /// The page that the guest's stack was last written in: its negated linear
+    /// address, and what leads from linear addresses to the host's.
+    pub(super) stack_page: u64,
+    /// See `stack_page`.
+    pub(super) stack_addend: u64,
+    /// `stack_page` when there is none: an address that is not canonical and
+    /// that no guest can guess.
+    pub(super) no_stack_page: u64,
     /// Not 0 while the guest's vector registers and MXCSR are in the host's.
     pub(super) vectors: u64,
     /// MXCSR of the host while the guest's is in place.
@@ -45,6 +54,8 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new() -> Self {
+        let random = RandomState::new().hash_one(0);
+        let no_stack_page = ((random >> 3 | 1 << 60) & !0xfff).wrapping_neg();
         Self {
             this: std::ptr::null_mut(),
             table: 0,
@@ -59,6 +70,9 @@ impl Link {
             shadow_top: 0,
             resume: 0,
             target: 0,
+            stack_page: no_stack_page,
+            stack_addend: 0,
+            no_stack_page,
             vectors: 0,
             host_mxcsr: 0x1f80,
         }

@@ -43,6 +43,8 @@ mod region;
 mod runtime;
 mod stack;
 mod stubs;
+#[cfg(test)]
+mod tests;
 mod tlb;
 mod vector;
 
@@ -121,7 +123,7 @@ pub(crate) struct Translator {
 impl Translator {
     /// A translator, if host and operating system have what it needs.
     pub(crate) fn new() -> Option<Box<Self>> {
-        if !supported() {
+        if !translator_supported() {
             return None;
         }
         let mut area = Area::map()?;
@@ -223,8 +225,8 @@ impl Translator {
 /// not canonical, and unknown to guests.
 const SENTINEL: u64 = 0x5bd1_e995_7f4a_7c15;
 
-/// BMI1, BMI2 and LAHF in 64-bit mode, and GS in user code's hands.
-fn supported() -> bool {
+/// This host can run the translator: BMI1, BMI2, and GS in user code's hands.
+pub fn translator_supported() -> bool {
     const HWCAP2_FSGSBASE: u64 = 1 << 1;
     // SAFETY: getauxval reads a table of the process.
     let capabilities = unsafe { libc::getauxval(libc::AT_HWCAP2) };
@@ -236,7 +238,7 @@ fn supported() -> bool {
 /// Sets the GS base; returns the old one.
 fn swap_gs(new: u64) -> u64 {
     let old: u64;
-    // SAFETY: the kernel allows it (see `supported`), and no Rust or C code
+    // SAFETY: the kernel allows it (see `translator_supported`), and no Rust or C code
     // of this process uses GS.
     unsafe {
         asm!("rdgsbase {0}", "wrgsbase {1}", out(reg) old, in(reg) new,
@@ -249,7 +251,7 @@ impl Vp {
     /// Runs translated code at RIP, if there is any.
     #[inline]
     pub(crate) fn run_translated(&mut self) -> Ran {
-        if self.translator.is_none() || self.mode_key & 3 != 2 || self.mmu.data_set == SLOW_SET {
+        if !self.may_translate() {
             return Ran::Interpret;
         }
         self.catch_up();
@@ -257,6 +259,12 @@ impl Vp {
             return Ran::Interpret;
         };
         self.enter(code)
+    }
+
+    /// The code at RIP is of the kind that is translated.
+    #[inline]
+    pub(crate) fn may_translate(&self) -> bool {
+        self.translator.is_some() && self.mode_key & 3 == 2 && self.mmu.data_set != SLOW_SET
     }
 
     /// Brings links up to date with what has happened to code and mappings.
@@ -324,7 +332,12 @@ impl Vp {
             return 0;
         };
         let table = fast.choose(set, space);
-        self.link.table = fast.address(table);
+        let address = fast.address(table);
+        if self.link.table != address || self.stack_version != fast.version {
+            self.stack_version = fast.version;
+            self.link.table = address;
+            self.link.stack_page = self.link.no_stack_page;
+        }
         table
     }
 
@@ -375,9 +388,6 @@ impl Vp {
     pub(crate) fn translate_region(&mut self) -> bool {
         let rip = self.state.rip;
         let user = self.state.cpl == 3;
-        if self.mode_key & 3 != 2 {
-            return false;
-        }
         let Some((host, page)) = self.mmu.lookup_execute(rip, user) else {
             return false;
         };
@@ -392,6 +402,8 @@ impl Vp {
         if translator.is_full() {
             translator.clear();
             self.link.shadow = self.link.shadow_top;
+            // Blocks count anew, too.
+            self.blocks.clear();
         }
         let context = Context {
             area: &mut translator.area,
@@ -451,6 +463,7 @@ impl Vp {
     pub(super) fn go_inside(&mut self) {
         while !self.peer.enter() {
             self.serve_peers();
+            self.choose_table();
         }
     }
 

@@ -39,7 +39,7 @@ impl Entry {
     /// An entry that no access to this slot matches: its page belongs to
     /// another slot, and not to the next one, which an access may run into.
     fn none(slot: usize) -> Self {
-        let page = ((slot ^ SLOTS / 2) << 12) as u64;
+        let page = ((slot ^ (SLOTS / 2)) << 12) as u64;
         Self {
             negated_page: page.wrapping_neg(),
             addend: 0,
@@ -115,9 +115,12 @@ pub(crate) struct Filling {
 pub(crate) struct FastTlb {
     tables: Vec<Table>,
     /// Where the entry for stores of each page of memory lies, plus one;
-    /// [`NONE`], or [`MANY`] when there may be several.
+    /// [`NONE`], or [`MANY`] when there may be several. What is no longer there
+    /// may still be noted.
     writers: Vec<u32>,
     clock: u64,
+    /// Moves on whenever an entry may have been dropped.
+    pub(super) version: u64,
 }
 
 impl FastTlb {
@@ -128,6 +131,7 @@ impl FastTlb {
                 .collect(),
             writers: vec![NONE; pages],
             clock: 0,
+            version: 0,
         }
     }
 
@@ -135,7 +139,7 @@ impl FastTlb {
     /// address space.
     pub(crate) fn choose(&mut self, set: usize, space: u64) -> usize {
         if set != 0 {
-            return set - 1 & 1;
+            return (set - 1) & 1;
         }
         self.clock += 1;
         let clock = self.clock;
@@ -194,6 +198,7 @@ impl FastTlb {
     /// Code of a page is about to be cached: drops its entries for stores.
     /// `host` is the page in this process.
     pub(crate) fn protect(&mut self, page: u32, host: *mut u8) {
+        self.version += 1;
         let Some(writer) = self.writers.get_mut(page as usize) else {
             return;
         };
@@ -222,6 +227,7 @@ impl FastTlb {
     /// The lower half means another address space now, the upper one too
     /// where `high`.
     pub(crate) fn switch(&mut self, high: bool) {
+        self.version += 1;
         for table in &mut self.tables[..SUPERVISOR_TABLES] {
             if high {
                 table.clear();
@@ -233,6 +239,7 @@ impl FastTlb {
 
     /// Drops one page in every table.
     pub(crate) fn flush_page(&mut self, linear: u64) {
+        self.version += 1;
         let slot = (linear >> 12) as usize & (SLOTS - 1);
         let half = (linear >> 63) as usize;
         for table in &mut self.tables {
@@ -246,6 +253,7 @@ impl FastTlb {
 
     /// Drops everything; address spaces get new numbers.
     pub(crate) fn flush_all(&mut self) {
+        self.version += 1;
         for (number, table) in self.tables.iter_mut().enumerate() {
             if number < SUPERVISOR_TABLES {
                 table.clear();
@@ -254,6 +262,5 @@ impl FastTlb {
                 table.space = 0;
             }
         }
-        self.writers.fill(NONE);
     }
 }
