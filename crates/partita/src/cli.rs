@@ -46,6 +46,10 @@ Examples:
   partita quickstart --check
   partita quickstart --check --json --processors 4
   partita quickstart --kernel-package linux-image-amd64 --memory 1G
+  partita quickstart --fresh
+
+The VM's disk is quickstart.vhdx in the cache folder. What is stored on it is there again the next
+time; --fresh starts with a new one. With --check the disk is a temporary one.
 
 Exit status:
   0  the guest powered off; with --check, all proofs held
@@ -148,6 +152,9 @@ pub(crate) struct QuickstartArguments {
     /// Folder for what is fetched [default: $XDG_CACHE_HOME/partita or ~/.cache/partita]
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// Start with a new disk; what the old one holds is lost
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) fresh: bool,
     /// With --check: how many seconds the guest has to finish its proofs
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_timeout)]
     pub(crate) timeout: u64,

@@ -28,6 +28,15 @@ fn number(text: &str) -> f64 {
         .unwrap_or_else(|_| panic!("no number: {text}"))
 }
 
+/// Checks a text like "35 reads, 59 writes; clean, holds 9.0 MiB".
+fn disk_file_grew(text: &str) {
+    let (requests, file) = text.split_once("; clean, holds ").expect(text);
+    let (reads, writes) = requests.split_once(", ").expect(text);
+    assert!(number(reads) > 0.0 && number(writes) > 0.0, "{text}");
+    // The system and what was written for the proof, but not the 256 MiB of the disk.
+    assert!((4.0..64.0).contains(&number(file)), "{text}");
+}
+
 /// Boots the kernel of a package and checks every proof that the guest gave.
 fn boots(kernel_package: &str, processors: u32) {
     let outcome = packages::check(kernel_package, processors);
@@ -53,10 +62,18 @@ fn boots(kernel_package: &str, processors: u32) {
     assert!((400.0..512.0).contains(&number(memory)), "{memory}");
     let time = seen(&outcome, "boot time");
     assert!(number(time) > 0.0, "{time}");
+    let bus = "version 5.3, 7 devices: hv_storvsc 1, hv_utils 6";
+    assert_eq!(seen(&outcome, "vmbus"), bus);
+    let disk = "/dev/sda by hv_storvsc, 2.0 MiB written and read back";
+    assert_eq!(seen(&outcome, "root disk"), disk);
+    disk_file_grew(seen(&outcome, "disk file"));
+    assert_eq!(seen(&outcome, "heartbeat"), "ok");
+    assert_eq!(seen(&outcome, "time sync"), "connected");
     assert_eq!(seen(&outcome, "kernel log"), "quiet");
+    assert_eq!(seen(&outcome, "shutdown"), "accepted");
     assert_eq!(seen(&outcome, "end"), "powered off");
     assert_eq!(outcome["ok"], true);
-    assert_eq!(outcome["rows"].as_array().map(Vec::len), Some(8));
+    assert_eq!(outcome["rows"].as_array().map(Vec::len), Some(14));
     println!("{release}, {processors} processors: user space after {time}");
 }
 

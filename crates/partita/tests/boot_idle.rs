@@ -57,6 +57,11 @@ fn is_idle(kernel_package: &str, processors: u32) {
         processors.as_ref(),
     ]);
     vm.wait_for(&format!("asleep-{processors}"), 1);
+    costs_little(&vm, &format!("{kernel_package}, {processors} processors"));
+}
+
+/// Watches a guest that has nothing to do any more.
+fn costs_little(vm: &Vm, what: &str) {
     std::thread::sleep(SETTLE);
     let first = load(vm.id());
     // The host's own noise counts too: a slow wake-up costs a guest more.
@@ -65,13 +70,10 @@ fn is_idle(kernel_package: &str, processors: u32) {
     } else {
         load(vm.id()).min(first)
     };
-    println!(
-        "{kernel_package}, {processors} processors: {:.2} %",
-        least * 100.0
-    );
+    println!("{what}: {:.2} %", least * 100.0);
     assert!(
         least < MOST,
-        "an idle guest with {processors} processors used {:.1} % of a core",
+        "{what}: an idle guest used {:.1} % of a core",
         least * 100.0
     );
 }
@@ -89,4 +91,18 @@ fn an_idle_guest_with_4_processors_costs_next_to_nothing() {
 #[test]
 fn an_idle_generic_kernel_costs_next_to_nothing() {
     is_idle(GENERIC, 2);
+}
+
+#[test]
+fn an_idle_shell_with_a_disk_and_components_costs_next_to_nothing() {
+    let cache = packages::own_cache();
+    let vm = Vm::start([
+        "quickstart".as_ref(),
+        "--kernel-package".as_ref(),
+        CLOUD.as_ref(),
+        "--cache".as_ref(),
+        cache.path().as_os_str(),
+    ]);
+    vm.wait_for("Welcome to Linux", 1);
+    costs_little(&vm, "a shell with a disk and components");
 }

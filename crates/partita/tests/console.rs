@@ -6,6 +6,7 @@ mod support;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,22 +15,24 @@ use support::kernel;
 use support::packages::{self, CLOUD};
 use support::terminal::Terminal;
 use support::vm::{Ended, LIMIT, Vm};
+use tempfile::TempDir;
 
 /// Begins what the quickstart guest says once its shell is near.
 const WELCOME: &str = "Welcome to Linux";
 const CTRL_A: &str = "\x01";
 const CTRL_C: &str = "\x03";
 
-fn quickstart() -> Vec<OsString> {
+fn quickstart(cache: &TempDir) -> Vec<OsString> {
     let arguments = ["quickstart", "--kernel-package", CLOUD, "--cache"];
     let mut arguments: Vec<_> = arguments.map(OsString::from).into();
-    arguments.push(packages::cache().into());
+    arguments.push(cache.path().into());
     arguments
 }
 
 #[test]
 fn a_script_on_standard_input_is_run_from_its_first_byte() {
-    let mut vm = Vm::start(quickstart());
+    let cache = packages::own_cache();
+    let mut vm = Vm::start(quickstart(&cache));
     vm.send("echo first-$((6 * 7))\necho second-$((6 * 8))\npoweroff\n");
     vm.end_input();
     let ended = vm.ended();
@@ -56,7 +59,8 @@ fn a_long_paste_arrives_whole() {
         .map(|byte| format!("{byte:02x}"))
         .collect();
 
-    let mut vm = Vm::start(quickstart());
+    let cache = packages::own_cache();
+    let mut vm = Vm::start(quickstart(&cache));
     vm.wait_for(WELCOME, 1);
     vm.send(&format!("cat >/tmp/paste <<'END'\n{pasted}END\n"));
     vm.send("sha256sum /tmp/paste; wc -c /tmp/paste\npoweroff\n");
@@ -69,7 +73,8 @@ fn a_long_paste_arrives_whole() {
 
 #[test]
 fn reboot_and_power_off_typed_at_the_shell() {
-    let mut vm = Vm::start(quickstart());
+    let cache = packages::own_cache();
+    let mut vm = Vm::start(quickstart(&cache));
     vm.wait_for(WELCOME, 1);
     vm.send("reboot\n");
     vm.wait_for(WELCOME, 2);
@@ -79,11 +84,61 @@ fn reboot_and_power_off_typed_at_the_shell() {
     assert_eq!(ended.status.code(), Some(0));
 }
 
+/// Runs commands at the shell of a quickstart that must end well.
+fn session(arguments: Vec<OsString>, commands: &str) -> Ended {
+    let mut vm = Vm::start(arguments);
+    vm.wait_for(WELCOME, 1);
+    vm.send(&format!("{commands}\npoweroff\n"));
+    vm.ended().expect_code(0)
+}
+
+#[test]
+fn what_is_stored_on_the_disk_stays_until_a_fresh_one_is_wanted() {
+    let cache = packages::own_cache();
+    let first = session(quickstart(&cache), "echo kept-$((6 * 7)) >note");
+    assert!(first.messages.contains("quickstart.vhdx, new"), "{first:?}");
+
+    let mut vm = Vm::start(quickstart(&cache));
+    vm.wait_for(WELCOME, 1);
+    let other = Command::new(env!("CARGO_BIN_EXE_partita"))
+        .args(quickstart(&cache))
+        .output()
+        .expect("partita starts");
+    let refusal = String::from_utf8_lossy(&other.stderr);
+    assert_eq!(other.status.code(), Some(1), "{refusal}");
+    assert!(refusal.contains("quickstart.vhdx is in use"), "{refusal}");
+    vm.send("cat note; grep ' / ' /proc/mounts\npoweroff\n");
+    let second = vm.ended().expect_code(0);
+    assert!(second.messages.contains("as it was left"), "{second:?}");
+    for answer in ["kept-42\n", "/dev/sda / ext4 rw"] {
+        assert!(second.console.contains(answer), "{}", second.console);
+    }
+    assert!(!second.console.contains("not let go"), "{}", second.console);
+
+    let mut arguments = quickstart(&cache);
+    arguments.push("--fresh".into());
+    let third = session(arguments, "cat note");
+    assert!(third.console.contains("No such file"), "{}", third.console);
+    assert!(!third.console.contains("kept-42"), "{}", third.console);
+}
+
+#[test]
+fn a_disk_that_was_not_let_go_in_order_is_told() {
+    let cache = packages::own_cache();
+    let vm = Vm::start(quickstart(&cache));
+    vm.wait_for(WELCOME, 1);
+    drop(vm);
+    let ended = session(quickstart(&cache), "echo still-$((1 + 1))");
+    assert!(ended.console.contains("not let go in order"), "{ended:?}");
+    assert!(ended.console.contains("still-2\n"), "{ended:?}");
+}
+
 #[test]
 fn a_session_at_a_terminal() {
+    let cache = packages::own_cache();
     let terminal = Terminal::new();
     let before = terminal.settings();
-    let vm = Vm::start_at(&terminal, quickstart());
+    let vm = Vm::start_at(&terminal, quickstart(&cache));
     vm.wait_for(WELCOME, 1);
     assert!(terminal.is_raw());
     terminal.press("stty size; echo kind=$TERM\r");
@@ -107,7 +162,7 @@ fn a_session_at_a_terminal() {
 }
 
 /// A VM at a terminal that runs a kernel of a few instructions.
-fn tiny_at(terminal: &Terminal, folder: &tempfile::TempDir, code: &[u8]) -> Vm {
+fn tiny_at(terminal: &Terminal, folder: &TempDir, code: &[u8]) -> Vm {
     let path = folder.path().join("kernel");
     kernel::write(&path, code);
     let arguments: [OsString; 3] = ["run".into(), "--kernel".into(), path.into()];

@@ -129,11 +129,11 @@ pub struct EscapeParser {
 }
 
 impl EscapeParser {
-    /// Takes typed bytes; appends those for the guest to `guest` and tells the command found, if
-    /// any. Bytes behind a command are taken too, except behind [`ConsoleCommand::End`].
-    pub fn feed(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Option<ConsoleCommand> {
-        let mut command = None;
-        for &byte in typed {
+    /// Takes typed bytes off `typed` up to the end of the first command, or all if there is none;
+    /// appends those for the guest to `guest` and tells the command.
+    pub fn feed(&mut self, typed: &mut &[u8], guest: &mut Vec<u8>) -> Option<ConsoleCommand> {
+        while let Some((&byte, rest)) = typed.split_first() {
+            *typed = rest;
             if !self.escaped {
                 if byte == CTRL_A {
                     self.escaped = true;
@@ -145,12 +145,12 @@ impl EscapeParser {
             self.escaped = false;
             match byte {
                 b'x' | b'X' => return Some(ConsoleCommand::End),
-                b'h' | b'H' | b'?' => command = Some(ConsoleCommand::Help),
+                b'h' | b'H' | b'?' => return Some(ConsoleCommand::Help),
                 CTRL_A => guest.push(CTRL_A),
                 other => guest.extend_from_slice(&[CTRL_A, other]),
             }
         }
-        command
+        None
     }
 }
 
@@ -181,17 +181,20 @@ pub fn read_stdin(
                 on_bytes(&buffer[..length]);
                 continue;
             }
-            guest.clear();
-            let command = parser.feed(&buffer[..length], &mut guest);
-            if !guest.is_empty() {
-                on_bytes(&guest);
-            }
-            match command {
-                Some(ConsoleCommand::End) => return on_end(),
-                Some(ConsoleCommand::Help) => {
-                    let _ = write!(io::stderr(), "\r\n[{HELP}]\r\n");
+            let mut typed = &buffer[..length];
+            while !typed.is_empty() {
+                guest.clear();
+                let command = parser.feed(&mut typed, &mut guest);
+                if !guest.is_empty() {
+                    on_bytes(&guest);
                 }
-                None => {}
+                match command {
+                    Some(ConsoleCommand::End) => return on_end(),
+                    Some(ConsoleCommand::Help) => {
+                        let _ = write!(io::stderr(), "\r\n[{HELP}]\r\n");
+                    }
+                    None => {}
+                }
             }
         }
     };
@@ -205,13 +208,15 @@ pub fn read_stdin(
 mod tests {
     use super::*;
 
+    /// What reaches the guest, and the commands up to the end of the VM.
     fn feed(chunks: &[&[u8]]) -> (Vec<u8>, Vec<ConsoleCommand>) {
         let mut parser = EscapeParser::default();
-        let mut guest = Vec::new();
-        let commands = chunks
-            .iter()
-            .filter_map(|chunk| parser.feed(chunk, &mut guest))
-            .collect();
+        let (mut guest, mut commands) = (Vec::new(), Vec::new());
+        for mut chunk in chunks.iter().copied() {
+            while !chunk.is_empty() && commands.last() != Some(&ConsoleCommand::End) {
+                commands.extend(parser.feed(&mut chunk, &mut guest));
+            }
+        }
         (guest, commands)
     }
 
@@ -234,6 +239,12 @@ mod tests {
             feed(&[b"\x01hq"]),
             (b"q".to_vec(), vec![ConsoleCommand::Help])
         );
+    }
+
+    #[test]
+    fn commands_that_are_read_together_are_all_obeyed() {
+        let commands = vec![ConsoleCommand::Help, ConsoleCommand::End];
+        assert_eq!(feed(&[b"\x01ha\x01xb"]), (b"a".to_vec(), commands));
     }
 
     #[test]

@@ -2,12 +2,16 @@
 //! fills DIR/TARGET for every target (by default `corpus`, where cargo-fuzz
 //! looks for them).
 
+mod bus;
+mod device;
 mod hypercall;
+mod image;
 mod interpreter;
 mod loader;
 mod parent;
 mod recorder;
 
+use partita_fuzz::component::Component;
 use std::path::{Path, PathBuf};
 
 /// Where the seeds of one target go.
@@ -43,5 +47,14 @@ fn main() -> std::io::Result<()> {
     interpreter::seeds(&mut Corpus::new(&root, "interpreter")?)?;
     loader::bzimage_seeds(&mut Corpus::new(&root, "loader_bzimage")?)?;
     loader::elf_seeds(&mut Corpus::new(&root, "loader_elf")?)?;
-    loader::multiboot_seeds(&mut Corpus::new(&root, "loader_multiboot")?)
+    loader::multiboot_seeds(&mut Corpus::new(&root, "loader_multiboot")?)?;
+    bus::control_seeds(&mut Corpus::new(&root, "vmbus_control")?)?;
+    bus::ring_seeds(&mut Corpus::new(&root, "vmbus_ring")?)?;
+    device::scsi_seeds(&mut Corpus::new(&root, "scsi")?)?;
+    device::storage_seeds(&mut Corpus::new(&root, "storage")?)?;
+    for (_, target) in Component::ALL {
+        device::component_seeds(&mut Corpus::new(&root, target)?)?;
+    }
+    image::vhd_seeds(&mut Corpus::new(&root, "vhd_open")?)?;
+    image::vhdx_seeds(&mut Corpus::new(&root, "vhdx_open")?)
 }

@@ -25,6 +25,7 @@ pub(super) struct FakePlatform {
     memory: Mutex<Memory>,
     tsc: AtomicU64,
     waits: AtomicU64,
+    posted: AtomicU64,
 }
 
 impl FakePlatform {
@@ -44,6 +45,7 @@ impl FakePlatform {
             memory: Mutex::new(memory),
             tsc: AtomicU64::new(1_000_000),
             waits: AtomicU64::new(0),
+            posted: AtomicU64::new(0),
         }
     }
 
@@ -146,9 +148,12 @@ impl Platform for FakePlatform {
         );
     }
 
-    fn root_port_notify(&self, notification: RootNotification) {
+    /// The root is busy with every fourth message.
+    fn root_port_notify(&self, notification: RootNotification) -> bool {
         if let RootNotification::Message { payload, .. } = notification {
             assert!(payload.len() <= 240);
+            return self.posted.fetch_add(1, Ordering::Relaxed) % 4 != 3;
         }
+        true
     }
 }

@@ -216,6 +216,11 @@ impl LocalApic {
             .filter(|vector| vector >> 4 > self.ppr() >> 4)
     }
 
+    /// Any interrupt is requested, whatever its priority.
+    pub fn has_request(&self) -> bool {
+        self.mode() != ApicMode::Disabled && self.irr.highest().is_some()
+    }
+
     /// Takes the deliverable vector into service.
     pub fn acknowledge(&mut self) -> Option<u8> {
         let vector = self.acknowledge_auto_eoi()?;

@@ -286,3 +286,26 @@ fn guest_idle_ends_with_a_pending_interrupt() {
     assert_eq!(cpu.runs, 2);
     assert!(cpu.injections.is_empty() && cpu.interrupt_window);
 }
+
+#[test]
+fn guest_idle_ends_with_a_request_of_the_class_in_service() {
+    let machine = Machine::new(1);
+    machine.enable_apic(0);
+    let mut cpu = machine.cpu();
+    assert_fixed(&machine, 0, 0xfb, false);
+    assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
+    assert_eq!(cpu.injections, [Injection::Interrupt(0xfb)]);
+    // The handler, before its end of interrupt, waits for 0xF7.
+    cpu.interruptible = false;
+    cpu.exits(&[Exit::ReadMsr {
+        index: HV_X64_MSR_GUEST_IDLE,
+    }]);
+    assert_eq!(machine.run(0, &mut cpu), RunOutcome::Halted);
+    let runs = cpu.runs;
+    assert_eq!(machine.resume(0, &mut cpu), RunOutcome::Halted);
+    assert_eq!(cpu.runs, runs, "nothing is requested yet");
+    assert_fixed(&machine, 0, 0xf7, false);
+    assert_eq!(machine.resume(0, &mut cpu), RunOutcome::Halted);
+    assert_eq!(cpu.runs, runs + 1);
+    assert_eq!(cpu.injections, [Injection::Interrupt(0xfb)]);
+}

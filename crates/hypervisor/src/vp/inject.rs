@@ -29,10 +29,12 @@ fn inject_nmi(cpu: &mut dyn Processor, state: &mut VpState) {
 }
 
 fn inject_interrupt(cpu: &mut dyn Processor, state: &mut VpState) {
+    // The idle state ends with any request: Linux waits in it for a lock from
+    // within the handler of one interrupt for another of the same class.
+    if state.halt == Halt::Idle && (external(state) || state.apic.has_request()) {
+        state.halt = Halt::None;
+    }
     if pending(state) {
-        if state.halt == Halt::Idle {
-            state.halt = Halt::None;
-        }
         if cpu.interruptibility().interrupt
             && let Some(vector) = acknowledge(state)
         {

@@ -1,41 +1,65 @@
-//! The initial RAM disk of the quickstart guest: BusyBox and two scripts.
+//! The initial RAM disk of the quickstart guest: BusyBox, a few scripts and the kernel's modules.
+//!
+//! It puts the same on the guest's disk, where the guest goes on.
 
 use vmwp::cpio::{Archive, CpioError};
 
-const INIT: &str = include_str!("init.sh");
-const CHECK: &str = include_str!("check.sh");
-const PROFILE: &str = "PS1='\\u@\\h:\\w\\$ '\n";
+use super::packages::hash;
 
-/// Builds the archive around a statically linked BusyBox.
+/// Tells the modules of one kernel from those of another.
+pub(super) const MODULES: &str = "etc/partita/modules";
+/// Tells one version of everything else from another.
+const SYSTEM: &str = "etc/partita/system";
+
+const FOLDERS: [&str; 7] = ["bin", "dev", "etc", "etc/partita", "new", "proc", "sys"];
+const PROFILE: &str = "PS1='\\u@\\h:\\w\\$ '\n";
+/// Scripts and settings, with their permissions.
+const FILES: [(&str, u32, &str); 9] = [
+    ("init", 0o755, include_str!("guest/init.sh")),
+    ("etc/inittab", 0o644, include_str!("guest/inittab")),
+    ("etc/partita/start", 0o755, include_str!("guest/start.sh")),
+    (
+        "etc/partita/session",
+        0o755,
+        include_str!("guest/session.sh"),
+    ),
+    ("etc/partita/check", 0o755, include_str!("guest/check.sh")),
+    ("etc/partita/stop", 0o755, include_str!("guest/stop.sh")),
+    ("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n"),
+    ("etc/group", 0o644, "root:x:0:\n"),
+    ("etc/profile", 0o644, PROFILE),
+];
+
+/// Builds the archive around a statically linked BusyBox; `modules` is an archive too.
 ///
 /// # Errors
 /// If BusyBox is too large for the format.
-pub(super) fn build(busybox: &[u8]) -> Result<Vec<u8>, CpioError> {
+pub(super) fn build(busybox: &[u8], modules: &[u8]) -> Result<Vec<u8>, CpioError> {
     let mut archive = Archive::new();
-    for name in [
-        "bin",
-        "dev",
-        "etc",
-        "etc/partita",
-        "proc",
-        "sys",
-        "tmp",
-        "run",
-        "var",
-    ] {
+    for name in FOLDERS {
         archive.directory(name, 0o755)?;
     }
-    archive.directory("root", 0o700)?;
     // The kernel opens this for init, before devtmpfs is there.
     archive.char_device("dev/console", 0o600, 5, 1)?;
     archive.symlink("sbin", "bin")?;
     archive.file("bin/busybox", 0o755, busybox)?;
-    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
-    archive.file("etc/group", 0o644, b"root:x:0:\n")?;
-    archive.file("etc/profile", 0o644, PROFILE.as_bytes())?;
-    archive.file("etc/partita/check.sh", 0o644, CHECK.as_bytes())?;
-    archive.file("init", 0o755, INIT.as_bytes())?;
-    Ok(archive.finish())
+    for (name, permissions, text) in FILES {
+        archive.file(name, permissions, text.as_bytes())?;
+    }
+    archive.file(SYSTEM, 0o644, identity(busybox).as_bytes())?;
+    // The kernel takes archives one after the other.
+    let mut bytes = archive.finish();
+    bytes.extend_from_slice(modules);
+    Ok(bytes)
+}
+
+/// One line that differs for different contents.
+fn identity(busybox: &[u8]) -> String {
+    let names = FILES
+        .iter()
+        .map(|(name, _, text)| format!("{name} {}\n{text}", text.len()));
+    let text = names.collect::<String>() + &hash(busybox);
+    hash(text.as_bytes()) + "\n"
 }
 
 /// The kernel command line for a shell; `terminal` is its kind and size (rows, columns), if known.
@@ -66,16 +90,21 @@ mod tests {
 
     #[test]
     fn the_archive_has_init_and_busybox() {
-        let archive = build(b"ELF of busybox").unwrap();
+        let archive = build(b"ELF of busybox", b"070701modules").unwrap();
+        assert_eq!(archive.len() % 4, 1, "the second archive is aligned");
         let text = String::from_utf8_lossy(&archive);
         for part in [
             "#!/bin/busybox sh",
             "ELF of busybox",
             "@@partita-check-begin@@",
             "dev/console",
+            "ttyS0::once:",
+            "TRAILER!!!",
+            "070701modules",
         ] {
             assert!(text.contains(part), "{part}");
         }
+        assert_ne!(identity(b"ELF of busybox"), identity(b"ELF of busybux"));
     }
 
     #[test]

@@ -3,53 +3,88 @@
 mod apt;
 mod check;
 mod deb;
+mod disk;
 mod initramfs;
+mod modules;
 mod packages;
 mod progress;
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vmwp::{Console, Image, StopRequest, VmConfig};
+use vmwp::{Console, DiskConfig, Image, StopRequest, VmConfig};
 
 use self::check::Expected;
-use self::packages::{Packages, cache_folder};
+use self::disk::Temporary;
+use self::packages::{Fetched, Packages, Wanted, cache_folder};
 use self::progress::Progress;
 use crate::cli::{EXIT_ERROR, EXIT_OK, QuickstartArguments, report};
 use crate::run::exit_code;
 use crate::size;
 
+/// Names of files in the cache. The number grows with each change to what modules are taken.
+const KERNEL: &str = "vmlinuz";
+const MODULES: &str = "modules-1.cpio";
+const BUSYBOX: &str = "busybox";
+
 /// Fetches, builds and boots; gives the exit status.
 pub(crate) fn main(arguments: &QuickstartArguments) -> ExitCode {
     let progress = Progress::new();
-    let result = prepare(arguments, &progress).and_then(|(config, kernel)| {
-        if arguments.check {
-            check(arguments, config, kernel, &progress)
-        } else {
-            progress.note("Starting the VM; Ctrl-A x ends it, Ctrl-A h shows the keys");
-            Ok(exit_code(vmwp::run(config)))
-        }
-    });
+    let result = start(arguments, &progress);
     result.unwrap_or_else(|error| report(&format!("{error:#}")))
 }
 
-/// The VM to run, and the name of its kernel's package.
-fn prepare(arguments: &QuickstartArguments, progress: &Progress) -> Result<(VmConfig, String)> {
+fn start(arguments: &QuickstartArguments, progress: &Progress) -> Result<ExitCode> {
     let cache = cache_folder(arguments.cache.as_deref())?;
-    let mut packages = Packages::new(&cache, progress);
-    let kernel_name = &arguments.kernel_package;
-    let kernel = packages.fetch(kernel_name, "linux-image-", "vmlinuz", |path| {
-        path.starts_with("boot/vmlinuz-")
+    let (kernel, initrd) = prepare(&cache, arguments, progress)?;
+    if arguments.check {
+        let disk = Temporary::new()?;
+        let cmdline = initramfs::check_cmdline();
+        let config = configure(arguments, &kernel, initrd, cmdline, disk.path());
+        return check(arguments, config, &disk, kernel.package, progress);
+    }
+    let disk = disk::kept(&cache, arguments.fresh, progress)?;
+    let cmdline = initramfs::shell_cmdline(terminal());
+    let config = configure(arguments, &kernel, initrd, cmdline, disk);
+    progress.note("Starting the VM; Ctrl-A x ends it, Ctrl-A h shows the keys");
+    Ok(exit_code(vmwp::run(config)))
+}
+
+fn unpack_kernel(package: &Path) -> Result<Vec<Vec<u8>>> {
+    let kernel = modules::unpack(package)?;
+    Ok(vec![kernel.image, kernel.modules])
+}
+
+fn unpack_busybox(package: &Path) -> Result<Vec<Vec<u8>>> {
+    let is_busybox = |path: &str| matches!(path, "bin/busybox" | "usr/bin/busybox");
+    let file = deb::extract(package, is_busybox)?.into_values().next();
+    Ok(vec![file.context("it does not contain BusyBox")?])
+}
+
+/// The kernel, and the initial RAM disk for it.
+fn prepare(
+    cache: &Path,
+    arguments: &QuickstartArguments,
+    progress: &Progress,
+) -> Result<(Fetched, Vec<u8>)> {
+    let mut packages = Packages::new(cache, progress);
+    let kernel = packages.fetch(&Wanted {
+        name: &arguments.kernel_package,
+        prefix: "linux-image-",
+        files: &[KERNEL, MODULES],
+        unpack: unpack_kernel,
     })?;
-    let busybox = packages.fetch("busybox-static", "busybox-static", "busybox", |path| {
-        matches!(path, "bin/busybox" | "usr/bin/busybox")
+    let busybox = packages.fetch(&Wanted {
+        name: "busybox-static",
+        prefix: "busybox-static",
+        files: &[BUSYBOX],
+        unpack: unpack_busybox,
     })?;
-    let busybox = std::fs::read(&busybox.path)
-        .with_context(|| format!("{} cannot be read", busybox.path.display()))?;
-    let initrd = initramfs::build(&busybox)?;
+    let initrd = initramfs::build(&busybox.read(BUSYBOX)?, &kernel.read(MODULES)?)?;
     progress.note(&format!(
         "Built the initial RAM disk: {}",
         size::display(initrd.len() as u64)
@@ -62,14 +97,20 @@ fn prepare(arguments: &QuickstartArguments, progress: &Progress) -> Result<(VmCo
         machine.processors,
         if machine.processors == 1 { "" } else { "s" }
     ));
-    let cmdline = if arguments.check {
-        initramfs::check_cmdline()
-    } else {
-        initramfs::shell_cmdline(terminal())
-    };
-    let config = VmConfig {
-        disks: Vec::new(),
-        kernel: Image::File(kernel.path),
+    Ok((kernel, initrd))
+}
+
+fn configure(
+    arguments: &QuickstartArguments,
+    kernel: &Fetched,
+    initrd: Vec<u8>,
+    cmdline: String,
+    disk: PathBuf,
+) -> VmConfig {
+    let machine = &arguments.machine;
+    VmConfig {
+        disks: vec![DiskConfig::disk(disk)],
+        kernel: Image::File(kernel.path(KERNEL)),
         initrd: Some(Image::Memory("initramfs".to_owned(), Arc::new(initrd))),
         cmdline: Some(cmdline),
         memory_bytes: machine.memory,
@@ -81,8 +122,7 @@ fn prepare(arguments: &QuickstartArguments, progress: &Progress) -> Result<(VmCo
         control: None,
         console: Console::Stdio,
         stop: StopRequest::new(),
-    };
-    Ok((config, kernel.package))
+    }
 }
 
 /// Kind and size of the person's terminal.
@@ -99,6 +139,7 @@ fn terminal() -> Option<(String, u16, u16)> {
 fn check(
     arguments: &QuickstartArguments,
     config: VmConfig,
+    disk: &Temporary,
     kernel_package: String,
     progress: &Progress,
 ) -> Result<ExitCode> {
@@ -108,7 +149,7 @@ fn check(
         memory_bytes: config.memory_bytes,
         timeout: Duration::from_secs(arguments.timeout),
     };
-    let outcome = check::run(config, &expected, progress)?;
+    let outcome = check::run(config, disk, &expected, progress)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&outcome)?);
     } else {

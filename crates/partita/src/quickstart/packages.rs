@@ -1,4 +1,4 @@
-//! The kernel and BusyBox, from Debian packages by way of a cache folder.
+//! Files out of Debian packages, by way of a cache folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,26 +8,61 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::apt::{Apt, AptError, Package};
-use super::deb;
 use super::progress::Progress;
 use crate::size;
 
-/// A file taken out of a package, in the cache.
+/// What is wanted of a package.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// The package to ask for, which may only depend on the one with the files.
+    pub(super) name: &'a str,
+    /// How the names of packages that may have the files begin.
+    pub(super) prefix: &'a str,
+    /// The names that the files get in the cache. What is made in another way gets another name,
+    /// so that older files in the cache are not taken for it.
+    pub(super) files: &'a [&'a str],
+    /// Makes the files, in that order, out of a package's file.
+    pub(super) unpack: fn(&Path) -> Result<Vec<Vec<u8>>>,
+}
+
+/// Files out of a package, in the cache.
 #[derive(Debug, Clone)]
 pub(super) struct Fetched {
     /// Name and version of the package.
     pub(super) package: String,
-    /// The file.
-    pub(super) path: PathBuf,
+    folder: PathBuf,
 }
 
-/// What is known about a cached file; kept beside it.
+impl Fetched {
+    /// Where a file is.
+    pub(super) fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// A file's contents.
+    ///
+    /// # Errors
+    /// One line that names the file.
+    pub(super) fn read(&self, file: &str) -> Result<Vec<u8>> {
+        let path = self.path(file);
+        fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))
+    }
+}
+
+/// What is known about cached files; kept beside them.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 struct Manifest {
-    /// The package that was asked for, which may only depend on the one with the file.
+    /// The package that was asked for.
     asked: String,
     package: String,
     version: String,
+    files: Vec<FileRecord>,
+}
+
+/// One cached file, by which it is known to be whole.
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+struct FileRecord {
+    name: String,
     size: u64,
     sha256: String,
 }
@@ -56,41 +91,28 @@ impl<'a> Packages<'a> {
         }
     }
 
-    /// The file in the newest version of `name`, or of the package that `name` stands for, whose
-    /// path satisfies `wanted`; `prefix` tells the names of packages that may have such a file.
+    /// The files of the newest version of a package, or of the one that it stands for.
     ///
     /// # Errors
     /// One line for the person, who is told what to do without the package tool.
-    pub(super) fn fetch(
-        &mut self,
-        name: &str,
-        prefix: &str,
-        file: &str,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Fetched> {
-        let error = match self.fetch_current(name, prefix, file, &wanted) {
+    pub(super) fn fetch(&mut self, wanted: &Wanted<'_>) -> Result<Fetched> {
+        let error = match self.fetch_current(wanted) {
             Ok(fetched) => return Ok(fetched),
             Err(error) => error,
         };
-        if let Some(fetched) = self.newest_cached(name, file) {
+        if let Some(fetched) = self.newest_cached(wanted) {
             self.progress.note(&format!(
                 "Using {} from the cache: {error}",
                 fetched.package
             ));
             return Ok(fetched);
         }
-        bail!("{error}; with a kernel at hand, use: partita run --kernel FILE --initrd FILE")
+        bail!("{error:#}; with a kernel at hand, use: partita run --kernel FILE --initrd FILE")
     }
 
-    fn fetch_current(
-        &mut self,
-        name: &str,
-        prefix: &str,
-        file: &str,
-        wanted: &impl Fn(&str) -> bool,
-    ) -> Result<Fetched> {
+    fn fetch_current(&mut self, wanted: &Wanted<'_>) -> Result<Fetched> {
         loop {
-            let result = self.try_fetch(name, prefix, file, wanted);
+            let result = self.try_fetch(wanted);
             let lists_may_help = matches!(
                 result
                     .as_ref()
@@ -107,21 +129,15 @@ impl<'a> Packages<'a> {
         }
     }
 
-    fn try_fetch(
-        &self,
-        name: &str,
-        prefix: &str,
-        file: &str,
-        wanted: &impl Fn(&str) -> bool,
-    ) -> Result<Fetched> {
-        let package = self.resolve(name, prefix)?;
+    fn try_fetch(&self, wanted: &Wanted<'_>) -> Result<Fetched> {
+        let package = self.resolve(wanted.name, wanted.prefix)?;
         let folder = self.cache.join(folder_name(&package));
-        if let Some(fetched) = cached(&folder, file)
-            && fetched.0.version == package.version
+        if let Some((manifest, fetched)) = cached(&folder, wanted.files)
+            && manifest.version == package.version
         {
             self.progress
-                .note(&format!("Using {} from the cache", fetched.1.package));
-            return Ok(fetched.1);
+                .note(&format!("Using {} from the cache", fetched.package));
+            return Ok(fetched);
         }
         let download = tempfile::Builder::new()
             .prefix(".download-")
@@ -134,19 +150,14 @@ impl<'a> Packages<'a> {
             bail!("the download of {} is damaged; try again", package.name);
         }
         drop(bytes);
-        let step = self.progress.step(format!("Unpacking {file}"));
-        let contents = deb::extract(&deb, wanted)
-            .with_context(|| format!("{} cannot be used", package.name))?;
-        let manifest = Manifest {
-            asked: name.to_owned(),
-            package: package.name.clone(),
-            version: package.version.clone(),
-            size: contents.len() as u64,
-            sha256: hash(&contents),
-        };
-        let fetched = store(&folder, file, &contents, &manifest);
-        let fetched = fetched.with_context(|| format!("{} cannot be written", folder.display()))?;
-        step.done(&size::display(manifest.size));
+        let step = self.progress.step(format!("Unpacking {}", package.name));
+        let contents =
+            (wanted.unpack)(&deb).with_context(|| format!("{} cannot be used", package.name))?;
+        let files: Vec<_> = wanted.files.iter().copied().zip(&contents).collect();
+        let fetched = store(&folder, wanted.name, &package, &files)
+            .with_context(|| format!("{} cannot be written", folder.display()))?;
+        let total: usize = contents.iter().map(Vec::len).sum();
+        step.done(&size::display(total as u64));
         Ok(fetched)
     }
 
@@ -166,13 +177,13 @@ impl<'a> Packages<'a> {
         bail!("package {name} depends on others without end")
     }
 
-    /// The file that was fetched last for a package name, for when the package tool is no help.
-    fn newest_cached(&self, name: &str, file: &str) -> Option<Fetched> {
+    /// What was fetched last for a package name, for when the package tool is no help.
+    fn newest_cached(&self, wanted: &Wanted<'_>) -> Option<Fetched> {
         let folders = fs::read_dir(self.cache).ok()?.flatten();
         let usable = folders.filter_map(|folder| {
-            let (manifest, fetched) = cached(&folder.path(), file)?;
+            let (manifest, fetched) = cached(&folder.path(), wanted.files)?;
             let time = folder.metadata().and_then(|m| m.modified()).ok()?;
-            (manifest.asked == name).then_some((time, fetched))
+            (manifest.asked == wanted.name).then_some((time, fetched))
         });
         usable
             .max_by_key(|(time, _)| *time)
@@ -212,24 +223,40 @@ fn folder_name(package: &Package) -> String {
         .collect()
 }
 
-/// The file in a cache folder, if it is whole.
-fn cached(folder: &Path, file: &str) -> Option<(Manifest, Fetched)> {
+/// What is in a cache folder, if all files are there and whole.
+fn cached(folder: &Path, files: &[&str]) -> Option<(Manifest, Fetched)> {
     let manifest = fs::read(folder.join(MANIFEST)).ok()?;
     let manifest: Manifest = serde_json::from_slice(&manifest).ok()?;
-    let path = folder.join(file);
-    if fs::metadata(&path).ok()?.len() != manifest.size {
+    let whole = |name: &&str| {
+        let record = manifest.files.iter().find(|record| record.name == **name)?;
+        let path = folder.join(name);
+        let same_size = fs::metadata(&path).ok()?.len() == record.size;
+        (same_size && hash(&fs::read(&path).ok()?) == record.sha256).then_some(())
+    };
+    if !files.iter().all(|name| whole(name).is_some()) {
         return None;
     }
-    if hash(&fs::read(&path).ok()?) != manifest.sha256 {
-        return None;
-    }
-    let package = format!("{} {}", manifest.package, manifest.version);
-    Some((manifest, Fetched { package, path }))
+    let fetched = manifest.fetched(folder);
+    Some((manifest, fetched))
 }
 
-/// Puts a file into its cache folder. The manifest comes last, so that a folder with a manifest
-/// that fits its file is always whole.
-fn store(folder: &Path, file: &str, contents: &[u8], manifest: &Manifest) -> Result<Fetched> {
+impl Manifest {
+    fn fetched(&self, folder: &Path) -> Fetched {
+        Fetched {
+            package: format!("{} {}", self.package, self.version),
+            folder: folder.to_owned(),
+        }
+    }
+}
+
+/// Puts files into their cache folder. The manifest comes last, so that a folder with a manifest
+/// that fits its files is always whole.
+fn store(
+    folder: &Path,
+    asked: &str,
+    package: &Package,
+    files: &[(&str, &Vec<u8>)],
+) -> Result<Fetched> {
     fs::create_dir_all(folder)?;
     let write = |name: &str, bytes: &[u8]| -> Result<()> {
         let temporary = tempfile::NamedTempFile::new_in(folder)?;
@@ -237,16 +264,27 @@ fn store(folder: &Path, file: &str, contents: &[u8], manifest: &Manifest) -> Res
         temporary.persist(folder.join(name))?;
         Ok(())
     };
-    write(file, contents)?;
-    write(MANIFEST, &serde_json::to_vec_pretty(manifest)?)?;
-    let package = format!("{} {}", manifest.package, manifest.version);
-    Ok(Fetched {
-        package,
-        path: folder.join(file),
-    })
+    let mut records = Vec::new();
+    for (name, contents) in files {
+        write(name, contents)?;
+        records.push(FileRecord {
+            name: (*name).to_owned(),
+            size: contents.len() as u64,
+            sha256: hash(contents),
+        });
+    }
+    let manifest = Manifest {
+        asked: asked.to_owned(),
+        package: package.name.clone(),
+        version: package.version.clone(),
+        files: records,
+    };
+    write(MANIFEST, &serde_json::to_vec_pretty(&manifest)?)?;
+    Ok(manifest.fetched(folder))
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// The SHA-256 of some bytes in lower-case hexadecimal digits.
+pub(super) fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -294,28 +332,56 @@ pub(super) fn cache_folder(asked: Option<&Path>) -> Result<PathBuf> {
 mod tests {
     use super::*;
 
-    fn manifest(contents: &[u8]) -> Manifest {
-        Manifest {
-            asked: "meta".into(),
-            package: "real".into(),
+    const WANTED: Wanted<'_> = Wanted {
+        name: "meta",
+        prefix: "real",
+        files: &["vmlinuz", "modules"],
+        unpack: |_| bail!("nothing to unpack"),
+    };
+
+    fn package() -> Package {
+        Package {
+            name: "real".into(),
             version: "1:2".into(),
-            size: contents.len() as u64,
-            sha256: hash(contents),
+            sha256: String::new(),
+            size: 0,
+            depends: vec![],
         }
+    }
+
+    fn store_both(folder: &Path) -> Fetched {
+        let (kernel, modules) = (b"kernel".to_vec(), b"modules".to_vec());
+        let files = [("vmlinuz", &kernel), ("modules", &modules)];
+        store(folder, "meta", &package(), &files).unwrap()
     }
 
     #[test]
     fn a_damaged_cache_entry_is_not_used() {
         let cache = tempfile::tempdir().unwrap();
         let folder = cache.path().join("real_1_2");
-        store(&folder, "vmlinuz", b"kernel", &manifest(b"kernel")).unwrap();
-        let (read, fetched) = cached(&folder, "vmlinuz").unwrap();
-        assert_eq!(read, manifest(b"kernel"));
+        store_both(&folder);
+        let (manifest, fetched) = cached(&folder, WANTED.files).unwrap();
+        assert_eq!(manifest.asked, "meta");
         assert_eq!(fetched.package, "real 1:2");
-        fs::write(&fetched.path, b"kernal").unwrap();
-        assert!(cached(&folder, "vmlinuz").is_none());
-        fs::write(&fetched.path, b"kern").unwrap();
-        assert!(cached(&folder, "vmlinuz").is_none());
+        assert_eq!(fetched.read("modules").unwrap(), b"modules");
+        for damaged in ["modulos", "mod"] {
+            fs::write(fetched.path("modules"), damaged).unwrap();
+            assert!(cached(&folder, WANTED.files).is_none());
+            assert!(cached(&folder, &["vmlinuz"]).is_some());
+        }
+    }
+
+    #[test]
+    fn an_entry_without_a_wanted_file_is_not_used() {
+        let cache = tempfile::tempdir().unwrap();
+        let kernel = b"kernel".to_vec();
+        store(cache.path(), "meta", &package(), &[("vmlinuz", &kernel)]).unwrap();
+        assert!(cached(cache.path(), &["vmlinuz"]).is_some());
+        assert!(cached(cache.path(), WANTED.files).is_none());
+        // As written before there could be several files.
+        let old = r#"{"asked":"meta","package":"real","version":"1:2","size":6,"sha256":"00"}"#;
+        fs::write(cache.path().join(MANIFEST), old).unwrap();
+        assert!(cached(cache.path(), &["vmlinuz"]).is_none());
     }
 
     #[test]
@@ -323,15 +389,11 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let progress = Progress::new();
         let packages = Packages::new(cache.path(), &progress);
-        store(
-            &cache.path().join("a"),
-            "vmlinuz",
-            b"kernel",
-            &manifest(b"kernel"),
-        )
-        .unwrap();
-        assert!(packages.newest_cached("meta", "vmlinuz").is_some());
-        assert!(packages.newest_cached("other", "vmlinuz").is_none());
+        store_both(&cache.path().join("a"));
+        assert!(packages.newest_cached(&WANTED).is_some());
+        let name = "other";
+        let other = Wanted { name, ..WANTED };
+        assert!(packages.newest_cached(&other).is_none());
     }
 
     #[test]
@@ -339,9 +401,7 @@ mod tests {
         let package = Package {
             name: "busybox-static".into(),
             version: "1:1.35.0-4+deb12u1/../x".into(),
-            sha256: String::new(),
-            size: 0,
-            depends: vec![],
+            ..package()
         };
         assert_eq!(
             folder_name(&package),

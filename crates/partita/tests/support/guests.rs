@@ -1,6 +1,6 @@
 //! Builds the test guests of `guests/` and runs them in `partita run`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -71,6 +71,19 @@ impl Outcome {
 
 /// Runs an image with a command line on so many processors, for at most `limit`.
 pub(crate) fn run(image: &str, cmdline: &str, processors: u32, limit: Duration) -> Outcome {
+    watch(image, cmdline, processors, limit, &[], |_, _| {})
+}
+
+/// The same with more arguments for `partita run`, and with `each` called every few milliseconds
+/// while it runs, with its process id and the file of its log.
+pub(crate) fn watch(
+    image: &str,
+    cmdline: &str,
+    processors: u32,
+    limit: Duration,
+    arguments: &[OsString],
+    mut each: impl FnMut(u32, &Path),
+) -> Outcome {
     let kernel = images().join(image);
     let log = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("{image}-{processors}-{}.log", std::process::id()));
@@ -85,6 +98,7 @@ pub(crate) fn run(image: &str, cmdline: &str, processors: u32, limit: Duration) 
         .args(["--test-device", "--no-reboot", "--memory", "256M"])
         .args(["--processors", &processors.to_string()])
         .args(["--cmdline", cmdline])
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(errors)
@@ -101,6 +115,7 @@ pub(crate) fn run(image: &str, cmdline: &str, processors: u32, limit: Duration) 
             child.wait().expect("partita can be waited for");
             break None;
         }
+        each(child.id(), &log);
         std::thread::sleep(Duration::from_millis(20));
     };
     let text = std::fs::read(&log).expect("the log can be read");

@@ -1,6 +1,7 @@
 //! The packages that `partita quickstart` fetches, and their files.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -28,6 +29,19 @@ pub(crate) fn cache() -> PathBuf {
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"))
         .join("partita")
+}
+
+/// A cache folder of a test's own with all that was fetched, so that its disk is the test's too.
+pub(crate) fn own_cache() -> tempfile::TempDir {
+    // Fetched now if never before.
+    kernel(CLOUD);
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    for entry in fs::read_dir(cache()).expect("the cache folder").flatten() {
+        if entry.path().is_dir() {
+            symlink(entry.path(), folder.path().join(entry.file_name())).expect("a link");
+        }
+    }
+    folder
 }
 
 /// Runs `quickstart --check --json` and gives what it printed. It must have

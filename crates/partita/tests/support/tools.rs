@@ -73,7 +73,7 @@ fn runs(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)
@@ -86,7 +86,7 @@ fn folder() -> PathBuf {
 }
 
 /// The right to fetch: tests of several processes may want the same tool.
-fn turn() -> File {
+pub(crate) fn turn() -> File {
     fs::create_dir_all(folder()).expect("a cache folder");
     let lock = File::create(folder().join("lock")).expect("a lock file in the cache folder");
     flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
@@ -179,13 +179,14 @@ fn name_of(path: &Path) -> String {
 }
 
 /// Packages with all that they depend on, unpacked.
-struct Root {
-    path: PathBuf,
+pub(crate) struct Root {
+    /// The folder with their files.
+    pub(crate) path: PathBuf,
 }
 
 impl Root {
     /// The packages of that name in the cache folder, fetched when they are not there yet.
-    fn of(name: &str, packages: &[&str]) -> Self {
+    pub(crate) fn of(name: &str, packages: &[&str]) -> Self {
         let path = folder().join(name);
         if !path.join("complete").is_file() {
             // What an earlier attempt left may be half a file.
@@ -205,7 +206,7 @@ impl Root {
     }
 
     /// The words that run a program with the libraries beside it, by their own loader.
-    fn run(&self, program: &str) -> Vec<OsString> {
+    pub(crate) fn run(&self, program: &str) -> Vec<OsString> {
         let loaders = ["lib64", "lib"].map(|folder| entries(&self.path.join(folder)));
         let loader = loaders
             .concat()
@@ -267,7 +268,7 @@ fn download(packages: &[&str]) -> Vec<PathBuf> {
 }
 
 /// The package tool, as if nothing were installed, writing only below `apt`.
-fn apt_get(apt: &Path, own_lists: bool) -> Command {
+pub(crate) fn apt_get(apt: &Path, own_lists: bool) -> Command {
     let mut command = Command::new("apt-get");
     command.env("LC_ALL", "C").arg("-q");
     let mut set = |name: &str, value: &Path| {

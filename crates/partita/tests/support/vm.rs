@@ -157,6 +157,21 @@ impl Vm {
         self.console.wait_for(wanted, times);
     }
 
+    /// The console so far.
+    pub(crate) fn console(&self) -> String {
+        self.console.text()
+    }
+
+    /// Ends `partita` as a failing host does, and gives all of the console.
+    pub(crate) fn kill(mut self) -> String {
+        self.child.kill().expect("partita can be ended");
+        self.child.wait().expect("partita can be waited for");
+        for reader in self.readers.drain(..) {
+            reader.join().expect("a reader does not panic");
+        }
+        self.console.text()
+    }
+
     /// Waits until `partita` has ended by itself.
     pub(crate) fn ended(mut self) -> Ended {
         let end = Instant::now() + LIMIT;

@@ -234,6 +234,15 @@ impl ChannelWriter {
         Ok(self.outgoing.wait_for_room(bytes)?)
     }
 
+    /// Takes [`ChannelWriter::request_room`] back.
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError`]: the channel cannot go on.
+    pub fn stop_waiting(&mut self) -> Result<(), ChannelError> {
+        Ok(self.outgoing.stop_waiting()?)
+    }
+
     /// Waits until `bytes` may fit, or the time is over.
     ///
     /// # Errors

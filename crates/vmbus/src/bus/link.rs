@@ -27,6 +27,8 @@ struct Bell {
     /// Counts signals. Each waiter compares it with what it saw last, so any
     /// number of them can wait.
     rings: u64,
+    /// Threads that wait.
+    waiting: usize,
     waker: Option<Waker>,
 }
 
@@ -72,12 +74,15 @@ impl Link {
 
     /// The guest has signalled.
     pub(super) fn ring(&self) {
-        let waker = {
+        let (waker, awaited) = {
             let mut bell = self.bell();
             bell.rings += 1;
-            bell.waker.clone()
+            (bell.waker.clone(), bell.waiting > 0)
         };
-        self.rung.notify_all();
+        // It would be a system call even where nobody waits.
+        if awaited {
+            self.rung.notify_all();
+        }
         if let Some(waker) = waker {
             waker();
         }
@@ -100,13 +105,14 @@ impl Link {
     pub(super) fn wait(&self, seen: &mut u64, timeout: Option<Duration>) -> Wake {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut bell = self.bell();
-        loop {
+        bell.waiting += 1;
+        let wake = loop {
             if self.is_closing() {
-                return Wake::Closed;
+                break Wake::Closed;
             }
             if bell.rings != *seen {
                 *seen = bell.rings;
-                return Wake::Signaled;
+                break Wake::Signaled;
             }
             let Some(deadline) = deadline else {
                 bell = self.rung.wait(bell).unwrap_or_else(PoisonError::into_inner);
@@ -114,10 +120,12 @@ impl Link {
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Wake::TimedOut;
+                break Wake::TimedOut;
             }
             let waited = self.rung.wait_timeout(bell, left);
             bell = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        };
+        bell.waiting -= 1;
+        wake
     }
 }

@@ -14,6 +14,9 @@ const MAX_IN_PROGRESS: usize = 64;
 const MAX_GPADLS: usize = 16384;
 /// Bytes of page lists of all channels: 8 GiB of guest memory.
 const MAX_GPADL_BYTES: usize = 16 << 20;
+/// Bytes that a range takes here beside its pages, whether it has many or
+/// one.
+pub(super) const RANGE_BYTES: usize = size_of::<GpaRange>() + 32;
 
 /// A complete GPADL.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub(super) struct InProgress {
     channel_id: u32,
     count: usize,
     length: usize,
+    /// Bytes that it counts for.
+    bytes: usize,
     data: Vec<u8>,
 }
 
@@ -74,18 +79,20 @@ impl Server {
         let taken = channel.gpadls.contains_key(&header.gpadl_id)
             || self.in_progress.contains_key(&header.gpadl_id);
         let length = usize::from(header.len);
+        let bytes = length + usize::from(header.count) * RANGE_BYTES;
         let full = self.in_progress.len() >= MAX_IN_PROGRESS
             || self.usage().gpadls >= MAX_GPADLS
-            || self.gpadl_bytes + length > MAX_GPADL_BYTES;
+            || self.gpadl_bytes + bytes > MAX_GPADL_BYTES;
         if taken || full || channel.state.is_reserved_open() || header.count == 0 {
             return None;
         }
-        self.gpadl_bytes += length;
+        self.gpadl_bytes += bytes;
         Some(InProgress {
             offer,
             channel_id: header.channel_id,
             count: header.count.into(),
             length,
+            bytes,
             data: Vec::new(),
         })
     }
@@ -120,7 +127,7 @@ impl Server {
         let entry = self.in_progress.remove(&gpadl_id).ok_or(refused)?;
         let done = self.complete_gpadl(gpadl_id, &entry);
         if done.is_none() {
-            self.gpadl_bytes -= entry.length;
+            self.gpadl_bytes -= entry.bytes;
         }
         self.send_created(entry.channel_id, gpadl_id, done.is_some(), effects);
         done.ok_or(refused)
@@ -132,7 +139,7 @@ impl Server {
         // One on a revoked channel is taken too, or the guest would wait.
         let gpadl = Gpadl {
             ranges: ranges.into(),
-            bytes: entry.length,
+            bytes: entry.bytes,
             tearing_down: false,
             released: false,
         };
@@ -246,7 +253,7 @@ impl Server {
         self.in_progress.retain(|_, entry| {
             let drop = gone(entry);
             if drop {
-                *bytes -= entry.length;
+                *bytes -= entry.bytes;
             }
             !drop
         });
@@ -257,7 +264,7 @@ impl Server {
             return;
         };
         if Some(entry.offer) == offer {
-            self.gpadl_bytes -= entry.length;
+            self.gpadl_bytes -= entry.bytes;
             self.in_progress.remove(&gpadl_id);
         }
     }

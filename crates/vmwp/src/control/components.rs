@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use vsp::ic::{
     ApplicationState, CopyError, CopyFlags, Heartbeat, HeartbeatState, ShutdownKind, Vss,
 };
 
-use super::{Answer, ControlPoint, Failure, blocking};
+use super::{Answer, Body, ControlPoint, Failure, OptionalBody, blocking, or_default};
 
 /// How long a guest may take for an answer, unless the request says.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ const MAX_TIMEOUT: f64 = 3600.0;
 const HOLD: Duration = Duration::from_secs(60);
 
 /// A request's own time, in seconds.
-pub(super) fn timeout(seconds: Option<f64>) -> Result<Duration, Failure> {
+fn timeout(seconds: Option<f64>) -> Result<Duration, Failure> {
     let Some(seconds) = seconds else {
         return Ok(TIMEOUT);
     };
@@ -34,6 +34,22 @@ pub(super) fn timeout(seconds: Option<f64>) -> Result<Duration, Failure> {
         .filter(|seconds| (0.0..=MAX_TIMEOUT).contains(seconds))
         .map(Duration::from_secs_f64)
         .ok_or_else(|| Failure::argument("a time must be between 0 and 3600 seconds"))
+}
+
+/// `?timeout_seconds=N` behind the resources whose requests have no body for it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wait {
+    timeout_seconds: Option<f64>,
+}
+
+/// The part of a request that is a [`Wait`].
+pub(super) type Waiting = Result<Query<Wait>, QueryRejection>;
+
+/// The time of a request that gives it as a [`Wait`].
+pub(super) fn patience(query: Waiting) -> Result<Duration, Failure> {
+    let Query(Wait { timeout_seconds }) = query?;
+    timeout(timeout_seconds)
 }
 
 /// `GET /v1/vm/components`: which the guest has opened.
@@ -141,7 +157,6 @@ struct Copied {
 }
 
 type Point = State<Arc<ControlPoint>>;
-type Body<T> = Result<Json<T>, JsonRejection>;
 
 pub(super) fn routes() -> Router<Arc<ControlPoint>> {
     Router::new()
@@ -173,28 +188,28 @@ async fn heartbeat(State(point): Point) -> Answer<HeartbeatView> {
     Ok(Json((&point.components()?.heartbeat).into()))
 }
 
-async fn end(point: &ControlPoint, kind: ShutdownKind, body: Body<Ending>) -> Answer<()> {
-    let Json(ending) = body?;
+async fn end(point: &ControlPoint, kind: ShutdownKind, body: OptionalBody<Ending>) -> Answer<()> {
+    let ending = or_default(body)?;
     let shutdown = point.components()?.shutdown;
     let timeout = timeout(ending.timeout_seconds)?;
     blocking(move || shutdown.request(kind, ending.force, timeout)).await?;
     Ok(Json(()))
 }
 
-async fn shutdown(State(point): Point, body: Body<Ending>) -> Answer<()> {
+async fn shutdown(State(point): Point, body: OptionalBody<Ending>) -> Answer<()> {
     end(&point, ShutdownKind::PowerOff, body).await
 }
 
-async fn reboot(State(point): Point, body: Body<Ending>) -> Answer<()> {
+async fn reboot(State(point): Point, body: OptionalBody<Ending>) -> Answer<()> {
     end(&point, ShutdownKind::Reboot, body).await
 }
 
-async fn hibernate(State(point): Point, body: Body<Ending>) -> Answer<()> {
+async fn hibernate(State(point): Point, body: OptionalBody<Ending>) -> Answer<()> {
     end(&point, ShutdownKind::Hibernate, body).await
 }
 
-async fn set_time(State(point): Point, body: Body<Clock>) -> Answer<()> {
-    let Json(clock) = body?;
+async fn set_time(State(point): Point, body: OptionalBody<Clock>) -> Answer<()> {
+    let clock = or_default(body)?;
     let time = clock.unix_seconds.map(wall_time).transpose()?;
     let component = point.components()?.time;
     let timeout = timeout(clock.timeout_seconds)?;
@@ -209,36 +224,38 @@ fn wall_time(unix_seconds: f64) -> Result<SystemTime, Failure> {
         .ok_or_else(|| Failure::argument("unix_seconds must be a time after 1970"))
 }
 
-async fn backup(State(point): Point) -> Answer<Backup> {
+async fn backup(State(point): Point, wait: Waiting) -> Answer<Backup> {
+    let timeout = patience(wait)?;
     let vss = point.components()?.vss;
     let ask = vss.clone();
-    let features = blocking(move || ask.features(TIMEOUT)).await?;
+    let features = blocking(move || ask.features(timeout).map_err(Failure::of_daemon)).await?;
     Ok(Json(Backup {
         frozen: vss.is_frozen(),
         auto_recovery: features.auto_recovery(),
     }))
 }
 
-async fn freeze(State(point): Point, body: Body<Freeze>) -> Answer<()> {
-    let Json(freeze) = body?;
+async fn freeze(State(point): Point, body: OptionalBody<Freeze>) -> Answer<()> {
+    let freeze = or_default(body)?;
     let vss: Vss = point.components()?.vss;
     let wait = timeout(freeze.timeout_seconds)?;
     let hold = freeze.hold_seconds.map_or(Ok(HOLD), |s| timeout(Some(s)))?;
-    let frozen = blocking(move || vss.freeze(wait, hold)).await?;
+    let frozen = blocking(move || vss.freeze(wait, hold).map_err(Failure::of_daemon)).await?;
     let mut slot = point.frozen.lock().unwrap_or_else(PoisonError::into_inner);
     *slot = Some(frozen);
     Ok(Json(()))
 }
 
-async fn thaw(State(point): Point) -> Answer<Thawed> {
+async fn thaw(State(point): Point, wait: Waiting) -> Answer<Thawed> {
+    let timeout = patience(wait)?;
     let vss = point.components()?.vss;
     let frozen = {
         let mut slot = point.frozen.lock().unwrap_or_else(PoisonError::into_inner);
         slot.take()
     };
     let intact = blocking(move || match frozen {
-        Some(frozen) => frozen.thaw(TIMEOUT),
-        None => vss.thaw(TIMEOUT).map(|()| false),
+        Some(frozen) => frozen.thaw(timeout),
+        None => vss.thaw(timeout).map(|()| false),
     });
     Ok(Json(Thawed {
         intact: intact.await?,

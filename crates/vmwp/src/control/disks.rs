@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, ControlPoint, blocking};
+use super::{Answer, At, Body, ControlPoint, OptionalBody, blocking, or_default};
 use crate::disks::{DiskConfig, DriveStatus};
 
 /// One drive, in lists and as the answer to an addition.
@@ -90,7 +89,6 @@ struct Resizing {
 }
 
 type Point = State<Arc<ControlPoint>>;
-type Body<T> = Result<Json<T>, JsonRejection>;
 
 pub(super) fn routes() -> Router<Arc<ControlPoint>> {
     let drive = "/v1/vm/disks/{controller}/{lun}";
@@ -121,36 +119,32 @@ async fn add(State(point): Point, body: Body<Addition>) -> Answer<Place> {
     Ok(Json(Place { controller, lun }))
 }
 
-async fn remove(State(point): Point, Path(location): Path<(u32, u8)>) -> Answer<()> {
+async fn remove(State(point): Point, location: At<(u32, u8)>) -> Answer<()> {
+    let Path(location) = location?;
     blocking(move || point.disks.remove(location)).await?;
     Ok(Json(()))
 }
 
 async fn eject(
     State(point): Point,
-    Path(location): Path<(u32, u8)>,
-    body: Body<Ejection>,
+    location: At<(u32, u8)>,
+    body: OptionalBody<Ejection>,
 ) -> Answer<()> {
-    let Json(Ejection { force }) = body?;
+    let Path(location) = location?;
+    let Ejection { force } = or_default(body)?;
     blocking(move || point.disks.eject(location, force)).await?;
     Ok(Json(()))
 }
 
-async fn insert(
-    State(point): Point,
-    Path(location): Path<(u32, u8)>,
-    body: Body<Insertion>,
-) -> Answer<()> {
+async fn insert(State(point): Point, location: At<(u32, u8)>, body: Body<Insertion>) -> Answer<()> {
+    let Path(location) = location?;
     let Json(Insertion { path }) = body?;
     blocking(move || point.disks.insert(location, path)).await?;
     Ok(Json(()))
 }
 
-async fn resize(
-    State(point): Point,
-    Path(location): Path<(u32, u8)>,
-    body: Body<Resizing>,
-) -> Answer<()> {
+async fn resize(State(point): Point, location: At<(u32, u8)>, body: Body<Resizing>) -> Answer<()> {
+    let Path(location) = location?;
     let Json(Resizing { size_bytes }) = body?;
     blocking(move || point.disks.resize(location, size_bytes)).await?;
     Ok(Json(()))

@@ -1,12 +1,12 @@
 //! Answers to requests that cannot be carried out.
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use disk::DiskError;
 use serde::Serialize;
-use vsp::ic::{CopyError, IcError};
+use vsp::ic::{CopyError, IcError, IcStatus};
 
 use crate::disks::DriveError;
 
@@ -38,6 +38,18 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, error)
     }
 
+    /// An error of a component whose work a daemon does in the guest.
+    pub(super) fn of_daemon(error: IcError) -> Self {
+        // All that Linux's driver says where nobody has its other end.
+        let hint = match error {
+            IcError::Guest(IcStatus::FAIL) => "; perhaps its daemon does not run",
+            _ => "",
+        };
+        let mut failure = Self::from(error);
+        failure.error += hint;
+        failure
+    }
+
     pub(super) fn not_running() -> Self {
         Self::conflict("the VM is not running")
     }
@@ -67,7 +79,7 @@ impl From<IcError> for Failure {
 impl From<CopyError> for Failure {
     fn from(error: CopyError) -> Self {
         match error {
-            CopyError::Guest(error) => error.into(),
+            CopyError::Guest(error) => Self::of_daemon(error),
             CopyError::Source(_) => Self::argument(error.to_string()),
             CopyError::Stopped => Self::conflict(error.to_string()),
         }
@@ -95,6 +107,18 @@ impl From<DriveError> for Failure {
 
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(rejection: QueryRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text())
     }
 }

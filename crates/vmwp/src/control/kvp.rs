@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -11,8 +10,8 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use vsp::ic::{AddressOrigin, IpAddress, IpInfo, KvpPool, KvpValue};
 
-use super::components::timeout;
-use super::{Answer, ControlPoint, Failure, blocking};
+use super::components::{Waiting, patience};
+use super::{Answer, At, Body, ControlPoint, Failure, blocking};
 
 /// A value: a text, or a number that was set as one.
 #[derive(Debug, Serialize, Deserialize)]
@@ -122,7 +121,6 @@ impl From<Network> for IpInfo {
 }
 
 type Point = State<Arc<ControlPoint>>;
-type Body<T> = Result<Json<T>, JsonRejection>;
 
 pub(super) fn routes() -> Router<Arc<ControlPoint>> {
     Router::new()
@@ -148,10 +146,11 @@ fn pool(name: &str) -> Result<KvpPool, Failure> {
     }
 }
 
-async fn enumerate(State(point): Point, Path(name): Path<String>) -> Answer<Vec<Pair>> {
+async fn enumerate(State(point): Point, name: At<String>, wait: Waiting) -> Answer<Vec<Pair>> {
+    let Path(name) = name?;
     let pool = pool(&name)?;
     let kvp = point.components()?.kvp;
-    let timeout = timeout(None)?;
+    let timeout = patience(wait)?;
     let pairs = blocking(move || kvp.enumerate(pool, timeout)).await?;
     let pair = |(key, value): (String, KvpValue)| Pair {
         key,
@@ -160,10 +159,11 @@ async fn enumerate(State(point): Point, Path(name): Path<String>) -> Answer<Vec<
     Ok(Json(pairs.into_iter().map(pair).collect()))
 }
 
-async fn read(State(point): Point, Path((name, key)): Path<(String, String)>) -> Answer<Pair> {
+async fn read(State(point): Point, at: At<(String, String)>, wait: Waiting) -> Answer<Pair> {
+    let Path((name, key)) = at?;
     let pool = pool(&name)?;
     let kvp = point.components()?.kvp;
-    let timeout = timeout(None)?;
+    let timeout = patience(wait)?;
     let asked = key.clone();
     let value = blocking(move || kvp.get(pool, &asked, timeout)).await?;
     let value = value.ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, "no such key"))?;
@@ -175,40 +175,46 @@ async fn read(State(point): Point, Path((name, key)): Path<(String, String)>) ->
 
 async fn write(
     State(point): Point,
-    Path((name, key)): Path<(String, String)>,
+    at: At<(String, String)>,
+    wait: Waiting,
     body: Body<NewValue>,
 ) -> Answer<()> {
+    let Path((name, key)) = at?;
     let pool = pool(&name)?;
     let Json(NewValue { value }) = body?;
     let kvp = point.components()?.kvp;
-    let timeout = timeout(None)?;
+    let timeout = patience(wait)?;
     blocking(move || kvp.set(pool, &key, &value.into(), timeout)).await?;
     Ok(Json(()))
 }
 
-async fn remove(State(point): Point, Path((name, key)): Path<(String, String)>) -> Answer<Deleted> {
+async fn remove(State(point): Point, at: At<(String, String)>, wait: Waiting) -> Answer<Deleted> {
+    let Path((name, key)) = at?;
     let pool = pool(&name)?;
     let kvp = point.components()?.kvp;
-    let timeout = timeout(None)?;
+    let timeout = patience(wait)?;
     let existed = blocking(move || kvp.delete(pool, &key, timeout)).await?;
     Ok(Json(Deleted { existed }))
 }
 
-async fn addresses(State(point): Point, Path(adapter): Path<String>) -> Answer<Network> {
+async fn addresses(State(point): Point, adapter: At<String>, wait: Waiting) -> Answer<Network> {
+    let Path(adapter) = adapter?;
     let kvp = point.components()?.kvp;
-    let timeout = timeout(None)?;
+    let timeout = patience(wait)?;
     let info = blocking(move || kvp.ip_addresses(&adapter, timeout)).await?;
     Ok(Json(info.into()))
 }
 
 async fn inject(
     State(point): Point,
-    Path(adapter): Path<String>,
+    adapter: At<String>,
+    wait: Waiting,
     body: Body<Network>,
 ) -> Answer<()> {
+    let Path(adapter) = adapter?;
     let Json(network) = body?;
     let kvp = point.components()?.kvp;
-    let timeout = timeout(None)?;
+    let timeout = patience(wait)?;
     blocking(move || kvp.inject_ip(&adapter, &network.into(), timeout)).await?;
     Ok(Json(()))
 }

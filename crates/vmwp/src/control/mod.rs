@@ -10,12 +10,14 @@ mod vm;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use axum::extract::Path;
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::http::StatusCode;
 use axum::{Json, Router};
 use tokio::sync::oneshot;
@@ -107,6 +109,16 @@ impl ControlPoint {
 }
 
 type Answer<T> = Result<Json<T>, Failure>;
+/// A request's body.
+type Body<T> = Result<Json<T>, JsonRejection>;
+/// A body that may be missing, where everything in it has a default.
+type OptionalBody<T> = Result<Option<Json<T>>, JsonRejection>;
+/// The variable parts of a resource's path.
+type At<T> = Result<Path<T>, PathRejection>;
+
+fn or_default<T: Default>(body: OptionalBody<T>) -> Result<T, Failure> {
+    Ok(body?.map(|Json(body)| body).unwrap_or_default())
+}
 
 /// Does what may wait for the guest or for a file, off the socket's thread.
 async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, Failure>
@@ -128,6 +140,11 @@ async fn no_such_resource() -> Answer<()> {
     Err(Failure::new(StatusCode::NOT_FOUND, error))
 }
 
+async fn wrong_method() -> Answer<()> {
+    let error = "the resource has no such method; docs/control-socket.md lists them";
+    Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, error))
+}
+
 fn router(point: Arc<ControlPoint>) -> Router {
     Router::new()
         .merge(vm::routes())
@@ -135,6 +152,7 @@ fn router(point: Arc<ControlPoint>) -> Router {
         .merge(components::routes())
         .merge(kvp::routes())
         .fallback(no_such_resource)
+        .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY))
         .with_state(point)
 }
@@ -149,7 +167,7 @@ pub(crate) struct ControlSocket {
 impl ControlSocket {
     /// Serves `point` at `path`, for the user who runs the VM only. The path
     /// has been checked: a socket that is there belongs to nobody any more.
-    pub(crate) fn serve(path: &Path, point: Arc<ControlPoint>) -> io::Result<Self> {
+    pub(crate) fn serve(path: &std::path::Path, point: Arc<ControlPoint>) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -216,7 +234,7 @@ mod tests {
         })
     }
 
-    fn request(path: &Path, line: &str) -> String {
+    fn request(path: &std::path::Path, line: &str) -> String {
         let mut stream = UnixStream::connect(path).unwrap();
         let text = format!("{line} HTTP/1.1\r\nHost: vm\r\nConnection: close\r\n\r\n");
         stream.write_all(text.as_bytes()).unwrap();
@@ -240,7 +258,28 @@ mod tests {
         assert!(answer.contains("\"state\":\"starting\""), "{answer}");
         assert!(request(&path, "POST /v1/vm/reset").starts_with("HTTP/1.1 409"));
         assert!(request(&path, "GET /v1/nothing").starts_with("HTTP/1.1 404"));
-        assert!(request(&path, "GET /v1/vm/turn-off").starts_with("HTTP/1.1 405"));
+        for (line, status) in [
+            ("GET /v1/vm/turn-off", 405),
+            ("DELETE /v1/vm/disks/0/300", 400),
+            ("POST /v1/vm/disks/a/0/eject", 400),
+            // Nothing in their bodies must be given.
+            ("POST /v1/vm/disks/0/7/eject", 404),
+            ("POST /v1/vm/shutdown", 409),
+            ("POST /v1/vm/freeze", 409),
+            ("PUT /v1/vm/time", 409),
+            ("POST /v1/vm/files", 415),
+            ("GET /v1/vm/kvp/guest?timeout_seconds=x", 400),
+            ("GET /v1/vm/kvp/guest?timeout_seconds=3601", 400),
+            ("GET /v1/vm/kvp/guest?timeout_seconds=1", 409),
+            ("GET /v1/vm/kvp/other", 404),
+        ] {
+            let answer = request(&path, line);
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{answer}"
+            );
+            assert!(answer.contains("{\"error\":\""), "{answer}");
+        }
         assert!(!point.stop.is_requested());
         assert!(request(&path, "POST /v1/vm/turn-off").starts_with("HTTP/1.1 202"));
         assert!(point.stop.is_requested());

@@ -71,8 +71,8 @@ impl BackupFeatures {
     /// The flags of a guest that cannot repair a snapshot after the fact.
     const NO_AUTO_RECOVERY: u32 = 5;
 
-    /// Whether the guest wants to see the snapshot to repair it. Linux does
-    /// not.
+    /// Whether the guest may want to see the snapshot to repair it. Linux does
+    /// not need to, but 6.1 with its daemon does not set the flags that say so.
     pub const fn auto_recovery(self) -> bool {
         self.flags & Self::NO_AUTO_RECOVERY != Self::NO_AUTO_RECOVERY
     }

@@ -7,6 +7,7 @@ use super::protocol::SCSI_INTERFACE;
 use super::scsi::{Disk, DvdDrive, LunError, Target, Unit, place};
 use super::session::{Limits, Session};
 use super::statistics::{ControllerStatistics, Counters};
+use super::uring::Io;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -38,6 +39,8 @@ pub struct ControllerConfig {
     pub max_transfer: u32,
     /// Threads for each channel that carry requests out.
     pub threads_per_channel: usize,
+    /// How files are read and written.
+    pub io: Io,
 }
 
 impl ControllerConfig {
@@ -49,6 +52,7 @@ impl ControllerConfig {
             subchannels: 0,
             max_transfer: DEFAULT_MAX_TRANSFER,
             threads_per_channel: DEFAULT_THREADS,
+            io: Io::default(),
         }
     }
 }
@@ -84,6 +88,10 @@ impl Controller {
 
     pub(super) fn threads_per_channel(&self) -> usize {
         self.config.threads_per_channel
+    }
+
+    pub(super) fn io(&self) -> Io {
+        self.config.io
     }
 
     fn limits(&self) -> Limits {

@@ -53,6 +53,31 @@ pub(super) unsafe fn write_at(
     unsafe { transfer(file, offset, pieces, Direction::ToFile) }
 }
 
+/// Reads what the host has in its cache: bytes, from the beginning, possibly
+/// fewer than asked for.
+///
+/// # Errors
+///
+/// `WouldBlock` where the first byte is not there, or what else the host says.
+///
+/// # Safety
+///
+/// As for [`read_at`].
+pub(super) unsafe fn read_cached(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    vectors: &[libc::iovec],
+) -> io::Result<usize> {
+    let position =
+        libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let count = vectors.len().min(MAX_PIECES) as libc::c_int;
+    let fd = file.as_raw_fd();
+    // SAFETY: there are at least `count` vectors, the descriptor is borrowed,
+    // and the vectors are memory by the caller's promise.
+    let done = unsafe { libc::preadv2(fd, vectors.as_ptr(), count, position, libc::RWF_NOWAIT) };
+    usize::try_from(done).map_err(|_| io::Error::last_os_error())
+}
+
 /// # Safety
 ///
 /// As for [`read_at`] and [`write_at`].
@@ -104,7 +129,7 @@ unsafe fn transfer(
 }
 
 /// The vectors without their first `done` bytes.
-fn advance(mut vectors: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
+pub(super) fn advance(mut vectors: &mut [libc::iovec], mut done: usize) -> &mut [libc::iovec] {
     while let Some(first) = vectors.first_mut() {
         if done < first.iov_len {
             first.iov_base = first.iov_base.wrapping_byte_add(done);
@@ -128,6 +153,29 @@ mod tests {
             length: part.len(),
         };
         data.chunks_mut(size).map(piece).collect()
+    }
+
+    #[test]
+    fn what_is_cached_is_there_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, [7; 100]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        let mut data = [0; 200];
+        let vector = libc::iovec {
+            iov_base: data.as_mut_ptr().cast(),
+            iov_len: data.len(),
+        };
+        let read = |offset| {
+            // SAFETY: the vector is `data`, which nobody else uses.
+            unsafe { read_cached(file.as_fd(), offset, &[vector]) }
+        };
+        // Some file systems cannot tell.
+        if let Ok(count) = read(10) {
+            assert_eq!(count, 90);
+            assert_eq!(read(100).unwrap(), 0);
+        }
+        assert!(read(u64::MAX).is_err());
     }
 
     #[test]

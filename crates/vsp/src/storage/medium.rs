@@ -1,6 +1,7 @@
 //! What a logical unit's medium offers, and the buffers that data moves
 //! through.
 
+use std::os::fd::BorrowedFd;
 use vid::HostPiece;
 
 /// Bytes that are copied at a time where data cannot move in place.
@@ -206,6 +207,16 @@ pub struct MediumInfo {
     pub identity: Option<[u8; 16]>,
 }
 
+/// Where a range of a medium lies in a file, for transfers by the host's
+/// kernel. It stays there until this is dropped.
+pub trait FileRange: Send {
+    /// The file: the same at each call, and open until this is dropped.
+    fn file(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Its stretches, in order: byte offset and length.
+    fn extents(&self) -> &[(u64, u64)];
+}
+
 /// The medium of a logical unit. Calls block, and any number may run at once.
 /// Offsets and lengths are whole logical sectors within the medium's size at
 /// the time of the check; the medium checks again.
@@ -226,6 +237,14 @@ pub trait Medium: Send + Sync {
     ///
     /// [`MediumError`].
     fn write(&self, offset: u64, data: DataRange<'_>, fua: bool) -> Result<(), MediumError>;
+
+    /// Where the range lies in a file, if all of it does, for overwriting it
+    /// there (`write`) or for reading. `None` where [`Medium::read`] and
+    /// [`Medium::write`] have to be used, which also tell why.
+    fn file_range(&self, offset: u64, length: u64, write: bool) -> Option<Box<dyn FileRange>> {
+        let _ = (offset, length, write);
+        None
+    }
 
     /// Makes all that was done durable.
     ///

@@ -9,6 +9,7 @@
 //! * [`scsi`]: the logical units, apart from any transport.
 //! * [`medium`]: what a unit's data lies on; [`DiskMedium`] for virtual disks.
 //! * [`memory`]: the guest's buffers.
+//! * [`Io`]: how requests reach files: by io_uring, or by threads.
 //!
 //! Every request of a guest is taken for hostile: commands, lengths and
 //! addresses are checked, what waits is bounded, and a broken ring ends its
@@ -17,9 +18,11 @@
 mod channel;
 mod controller;
 mod direct;
+mod doorbell;
 mod executor;
 pub mod medium;
 pub mod memory;
+mod outbox;
 pub mod protocol;
 mod request;
 pub mod scsi;
@@ -27,6 +30,8 @@ mod session;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod transfers;
+mod uring;
 mod virtual_disk;
 
 pub use controller::{
@@ -36,4 +41,5 @@ pub use controller::{
 pub use executor::{Executor, Job, ThreadPool};
 pub use scsi::LunError;
 pub use statistics::{ControllerStatistics, LunStatistics};
+pub use uring::Io;
 pub use virtual_disk::DiskMedium;

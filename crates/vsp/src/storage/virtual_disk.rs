@@ -1,9 +1,10 @@
 //! Virtual disk files as media.
 
 use super::direct;
-use super::medium::{COPY_SIZE, DataRange, Medium, MediumError, MediumInfo};
-use disk::{Access, DiskError, DiskKind, Place, VirtualDisk};
+use super::medium::{COPY_SIZE, DataRange, FileRange, Medium, MediumError, MediumInfo};
+use disk::{Access, DiskError, DiskKind, Extent, Mapping, Place, VirtualDisk};
 use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// A chain of differencing disks is not followed further for transfers in
@@ -189,6 +190,42 @@ impl DiskMedium {
     }
 }
 
+/// A range that lies in the disk's own file.
+struct DiskRange {
+    /// Keeps the blocks where they are.
+    _mapping: Mapping,
+    disk: Arc<dyn VirtualDisk>,
+    extents: Vec<(u64, u64)>,
+}
+
+impl DiskRange {
+    fn new(disk: &Arc<dyn VirtualDisk>, offset: u64, length: u64, access: Access) -> Option<Self> {
+        disk.file()?;
+        // What fails here fails again where it is told why.
+        let mapping = disk.map(offset, length, access).ok()?;
+        let in_file = |extent: &Extent| match extent.place {
+            Place::File(at) => Some((at, extent.len)),
+            Place::Zero | Place::Parent => None,
+        };
+        let extents = mapping.extents.iter().map(in_file).collect::<Option<_>>()?;
+        Some(Self {
+            _mapping: mapping,
+            disk: disk.clone(),
+            extents,
+        })
+    }
+}
+
+impl FileRange for DiskRange {
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.disk.file()
+    }
+
+    fn extents(&self) -> &[(u64, u64)] {
+        &self.extents
+    }
+}
+
 impl Medium for DiskMedium {
     fn info(&self) -> MediumInfo {
         let info = self.disk.info();
@@ -218,6 +255,16 @@ impl Medium for DiskMedium {
         // A write in place may lie in a block whose own allocation is not
         // durable yet: only the disk can make both so.
         if fua { Ok(self.disk.flush()?) } else { Ok(()) }
+    }
+
+    fn file_range(&self, offset: u64, length: u64, write: bool) -> Option<Box<dyn FileRange>> {
+        let access = match write {
+            true if self.read_only => return None,
+            true => Access::Write,
+            false => Access::Read,
+        };
+        let range = DiskRange::new(&self.disk, offset, length, access)?;
+        Some(Box::new(range))
     }
 
     fn flush(&self) -> Result<(), MediumError> {

@@ -1,6 +1,7 @@
 //! GPADLs over several messages, wrong ones, and taking them back.
 
 use super::*;
+use crate::server::gpadl::RANGE_BYTES;
 
 fn created(driver: &mut Driver) -> u32 {
     driver.reply::<GpadlCreated>().status
@@ -39,7 +40,7 @@ fn bodies_complete_a_gpadl() {
     }
     assert_eq!(created(&mut driver), 0);
     assert_eq!(driver.server.gpadl(offer, 5).unwrap()[0].pfns, pfns);
-    assert_eq!(driver.server.usage().gpadl_bytes, list.len());
+    assert_eq!(driver.server.usage().gpadl_bytes, list.len() + RANGE_BYTES);
     let stray = driver.post(&GpadlBody {
         message_number: 0,
         gpadl_id: 5,

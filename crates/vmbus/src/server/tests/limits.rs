@@ -1,6 +1,7 @@
 //! What a guest can make the host keep, and junk.
 
 use super::*;
+use crate::server::gpadl::RANGE_BYTES;
 
 #[test]
 fn channels_are_as_many_as_ids() {
@@ -78,8 +79,29 @@ fn gpadls_have_a_limit_in_number_and_size() {
         taken += u32::from(driver.server.gpadl(OfferId(1), gpadl_id).is_some());
         driver.effects.clear();
     }
-    assert_eq!(taken, (16 << 20) / list.len() as u32);
+    assert_eq!(taken as usize, (16 << 20) / (list.len() + RANGE_BYTES));
     assert!(driver.server.usage().gpadl_bytes <= 16 << 20);
+}
+
+#[test]
+fn many_small_ranges_count_for_what_they_take() {
+    let mut driver = Driver::connected(Version::IRON);
+    let (_, channel_id) = driver.offered(1);
+    // Ranges of one page each: the list is short, what it becomes is not.
+    let list = ranges(&[1]).repeat(13);
+    let mut taken = 0;
+    for gpadl_id in 0..16384 {
+        let header = GpadlHeader {
+            channel_id,
+            gpadl_id,
+            len: list.len() as u16,
+            count: 13,
+        };
+        let _ = driver.post_with(&header, &list);
+        taken += usize::from(driver.server.gpadl(OfferId(1), gpadl_id).is_some());
+        driver.effects.clear();
+    }
+    assert_eq!(taken, (16 << 20) / (list.len() + 13 * RANGE_BYTES));
 }
 
 #[test]

@@ -128,10 +128,32 @@ impl Kvp {
 
     /// The value of a key, or `None` where there is no such key.
     ///
+    /// Linux answers a question for one key with an empty value whatever its
+    /// value is, and finds none of its own ([`KvpPool::Auto`]). So where there
+    /// seems to be nothing, all pairs are looked through.
+    ///
     /// # Errors
     ///
     /// [`IcError`].
     pub fn get(
+        &self,
+        pool: KvpPool,
+        key: &str,
+        timeout: Duration,
+    ) -> Result<Option<KvpValue>, IcError> {
+        let begin = Instant::now();
+        match self.ask(pool, key, timeout)? {
+            Some(KvpValue::Text(text)) if text.is_empty() => {}
+            None => {}
+            found => return Ok(found),
+        }
+        let left = timeout.saturating_sub(begin.elapsed());
+        let mut pairs = self.enumerate(pool, left)?.into_iter();
+        Ok(pairs.find(|pair| pair.0 == key).map(|pair| pair.1))
+    }
+
+    /// What the guest answers to a question for one key.
+    fn ask(
         &self,
         pool: KvpPool,
         key: &str,

@@ -35,7 +35,9 @@ fn get(bytes: &[u8], at: usize) -> String {
 }
 
 /// A guest with pools as Linux's daemon has them: all values are text.
-fn pools() -> impl FnMut(&[u8]) -> Option<Vec<u8>> + Send + 'static {
+/// `forgetful`, as its driver is: who asks for one key gets an empty value,
+/// and nothing from the pool of what it says of itself.
+fn pools(forgetful: bool) -> impl FnMut(&[u8]) -> Option<Vec<u8>> + Send + 'static {
     let mut pools = vec![Vec::<(String, String)>::new(); 5];
     move |request| {
         assert_eq!(request.len(), 2600);
@@ -53,10 +55,12 @@ fn pools() -> impl FnMut(&[u8]) -> Option<Vec<u8>> + Send + 'static {
         let (key, value) = (get(request, PAIR + 12), VALUE);
         Some(match request[20] {
             0 => {
-                let at = find(pool, key);
+                let own = forgetful && request[21] == KvpPool::Auto as u8;
+                let at = find(pool, key).filter(|_| !own);
                 let mut bytes = answer(request, status(at.is_some()));
                 if let Some(at) = at {
-                    let size = put(&mut bytes, value, &pool[at].1);
+                    let text = if forgetful { "" } else { &pool[at].1 };
+                    let size = put(&mut bytes, value, text);
                     set(&mut bytes, PAIR, 1);
                     set(&mut bytes, PAIR + 8, size);
                 }
@@ -113,7 +117,13 @@ fn text(text: &str) -> KvpValue {
 
 #[test]
 fn pairs_in_all_pools() {
-    let (mut guest, running, kvp) = with(V4, pools());
+    for forgetful in [false, true] {
+        pairs_of(forgetful);
+    }
+}
+
+fn pairs_of(forgetful: bool) {
+    let (mut guest, running, kvp) = with(V4, pools(forgetful));
     for pool in KvpPool::ALL {
         assert_eq!(kvp.enumerate(pool, PATIENCE), Ok(vec![]));
         kvp.set(pool, "eins", &text("größer"), PATIENCE).unwrap();
@@ -122,6 +132,7 @@ fn pairs_in_all_pools() {
             .unwrap();
         kvp.set(pool, "eins", &text(""), PATIENCE).unwrap();
         assert_eq!(kvp.get(pool, "zwei", PATIENCE), Ok(Some(text("7"))));
+        assert_eq!(kvp.get(pool, "eins", PATIENCE), Ok(Some(text(""))));
         assert_eq!(kvp.delete(pool, "zwei", PATIENCE), Ok(true));
         assert_eq!(kvp.delete(pool, "zwei", PATIENCE), Ok(false));
         assert_eq!(kvp.get(pool, "zwei", PATIENCE), Ok(None));

@@ -31,6 +31,11 @@ impl Attentions {
         self.any.store(true, Ordering::Release);
     }
 
+    /// The next command will fail.
+    pub(super) fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     /// Takes the oldest condition.
     pub(super) fn take(&self) -> Option<Sense> {
         if !self.any.load(Ordering::Acquire) {

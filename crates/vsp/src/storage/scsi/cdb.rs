@@ -29,6 +29,7 @@ pub mod op {
     pub const GET_CONFIGURATION: u8 = 0x46;
     pub const GET_EVENT_STATUS: u8 = 0x4a;
     pub const READ_DISC_INFORMATION: u8 = 0x51;
+    pub const READ_TRACK_INFORMATION: u8 = 0x52;
     pub const MODE_SELECT_10: u8 = 0x55;
     pub const MODE_SENSE_10: u8 = 0x5a;
     pub const PERSISTENT_RESERVE_IN: u8 = 0x5e;
@@ -155,6 +156,12 @@ pub(super) enum Command {
     },
     ReadDiscInformation {
         kind: u8,
+        length: u32,
+    },
+    ReadTrackInformation {
+        /// What `number` is: 0 a sector, 1 a track, 2 a session.
+        by: u8,
+        number: u32,
         length: u32,
     },
     MechanismStatus {
@@ -421,6 +428,11 @@ impl Cdb {
             },
             op::READ_DISC_INFORMATION => Command::ReadDiscInformation {
                 kind: b[1] & 7,
+                length,
+            },
+            op::READ_TRACK_INFORMATION => Command::ReadTrackInformation {
+                by: b[1] & 3,
+                number: self.be32(2),
                 length,
             },
             op::MECHANISM_STATUS => Command::MechanismStatus {

@@ -5,7 +5,10 @@ use super::cdb::{Blocks, Cdb, Command};
 use super::inquiry::{self, Identity};
 use super::reservation::Reservations;
 use super::sense::Sense;
-use super::{Direction, Fault, LogicalUnit, Outcome, Request, medium_fault, mode, provisioning};
+use super::{
+    Direction, Fault, LogicalUnit, Outcome, Plan, Request, Transferred, medium_fault, mode,
+    provisioning,
+};
 use crate::storage::medium::{COPY_SIZE, DataRange, HeapBuffer, Medium, MediumInfo};
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
@@ -287,6 +290,43 @@ fn sane(mut info: MediumInfo) -> MediumInfo {
 }
 
 impl LogicalUnit for Disk {
+    fn plan(&self, request: &Request<'_>) -> Option<Plan> {
+        let command = Cdb::new(&request.cdb, request.cdb_length).ok()?;
+        let (direction, blocks, fua) = match command.decode().ok()? {
+            // A read that forces has a flush before it.
+            Command::Read { blocks, fua: false } => (Direction::In, blocks, false),
+            Command::Write { blocks, fua } => (Direction::Out, blocks, fua),
+            _ => return None,
+        };
+        let write = direction == Direction::Out;
+        if self.attentions.any() || write && self.info.read().read_only {
+            return None;
+        }
+        let (offset, bytes) = self.extent(blocks).ok().filter(|&(_, bytes)| bytes > 0)?;
+        let length = usize::try_from(bytes).ok()?;
+        request.range(direction, length).ok()?;
+        Some(Plan {
+            range: self.medium.file_range(offset, bytes, write)?,
+            length,
+            direction,
+            through: write && (fua || !self.cache.load(Ordering::Relaxed)),
+        })
+    }
+
+    fn conclude(&self, transfer: Transferred) -> Outcome {
+        let sense = match transfer.direction {
+            Direction::Out => Sense::WRITE_ERROR,
+            Direction::In | Direction::None => Sense::READ_ERROR,
+        };
+        if let Err(error) = transfer.result {
+            return Err(medium_fault(&error.into(), sense));
+        }
+        if transfer.through {
+            self.flush()?;
+        }
+        Ok(transfer.length)
+    }
+
     fn execute(&self, request: &Request<'_>) -> Outcome {
         let command = Cdb::new(&request.cdb, request.cdb_length)?.decode()?;
         self.attentions.check(&command)?;

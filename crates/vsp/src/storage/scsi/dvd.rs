@@ -302,6 +302,34 @@ impl DvdDrive {
         request.reply(&data, length)
     }
 
+    /// About the only track, which is all of the medium (MMC-6 6.26).
+    fn track_information(
+        &self,
+        request: &Request<'_>,
+        by: u8,
+        number: u32,
+        length: u32,
+    ) -> Outcome {
+        let drive = self.drive.lock();
+        drive.ready()?;
+        match by {
+            0 if number < drive.sectors => {}
+            0 => return Err(Sense::LBA_OUT_OF_RANGE.into()),
+            1 | 2 if number == 1 => {}
+            _ => return Err(Sense::INVALID_FIELD_IN_CDB.into()),
+        }
+        let mut data = [0; 36];
+        data[1] = data.len() as u8 - 2;
+        // Track 1 of session 1, with data in mode 1.
+        data[2..4].fill(1);
+        (data[5], data[6]) = (0x04, 0x01);
+        // The last recorded sector is told; there is nothing to be written.
+        data[7] = 0x02;
+        data[24..28].copy_from_slice(&drive.sectors.to_be_bytes());
+        data[28..32].copy_from_slice(&drive.sectors.saturating_sub(1).to_be_bytes());
+        request.reply(&data, length)
+    }
+
     fn mode(&self) -> mode::Device {
         mode::Device::Dvd {
             locked: self.drive.lock().locked,
@@ -352,6 +380,9 @@ impl DvdDrive {
             } => self.event_status(request, polled, classes, length),
             Command::ReadDiscInformation { kind, length } => {
                 self.disc_information(request, kind, length)
+            }
+            Command::ReadTrackInformation { by, number, length } => {
+                self.track_information(request, by, number, length)
             }
             Command::MechanismStatus { length } => {
                 let door = u8::from(self.drive.lock().tray_open) << 4;

@@ -158,6 +158,26 @@ fn features_and_capabilities() {
 }
 
 #[test]
+fn the_only_track() {
+    let (drive, _) = loaded();
+    let ask = |by, number| [op::READ_TRACK_INFORMATION, by, 0, 0, 0, number, 0, 0, 64, 0];
+    for (by, number) in [(0, 0), (0, 99), (1, 1), (2, 1)] {
+        let data = data_in(&drive, &ask(by, number), 64).unwrap();
+        assert_eq!((data.len(), data[1], data[2], data[3]), (36, 34, 1, 1));
+        // It begins at sector 0 and has 100.
+        assert_eq!(data[8..12], [0; 4]);
+        assert_eq!(data[24..32], [0, 0, 0, 100, 0, 0, 0, 99]);
+    }
+    for (by, number) in [(1, 0), (1, 2), (2, 2), (3, 1)] {
+        let refused = check(Sense::INVALID_FIELD_IN_CDB);
+        assert_eq!(data_in(&drive, &ask(by, number), 64), refused);
+    }
+    let beyond = data_in(&drive, &ask(0, 100), 64);
+    assert_eq!(beyond, check(Sense::LBA_OUT_OF_RANGE));
+    assert!(data_in(&empty(), &ask(1, 1), 64).is_err());
+}
+
+#[test]
 fn no_command_panics() {
     let (drive, _) = loaded();
     for opcode in 0..=255_u8 {

@@ -23,9 +23,9 @@ pub use dvd::{DvdDrive, Locked};
 pub use inquiry::Identity;
 pub use sense::{SENSE_SIZE, Sense};
 pub(super) use target::place;
-pub use target::{Answer, LunError, MAX_LUNS, Target, Unit};
+pub use target::{Answer, InUse, LunError, MAX_LUNS, Target, Unit};
 
-use super::medium::{BufferError, DataBuffer, DataRange, MediumError};
+use super::medium::{BufferError, DataBuffer, DataRange, FileRange, MediumError};
 
 /// Parameter lists are not longer than this; it is more than any that is
 /// defined for these devices.
@@ -155,8 +155,51 @@ fn medium_fault(error: &MediumError, otherwise: Sense) -> Fault {
 /// Bytes of data moved, or why not.
 pub type Outcome = Result<usize, Fault>;
 
+/// A read or write of which nothing is left but to move the data.
+pub struct Plan {
+    /// Where the data is, or goes.
+    pub range: Box<dyn FileRange>,
+    /// Bytes, at the beginning of the request's data.
+    pub length: usize,
+    /// [`Direction::In`] or [`Direction::Out`].
+    pub direction: Direction,
+    /// A flush has to follow.
+    pub through: bool,
+}
+
+/// What became of a [`Plan`].
+pub struct Transferred {
+    /// Bytes that were to be moved.
+    pub length: usize,
+    /// As in the plan.
+    pub direction: Direction,
+    /// As in the plan.
+    pub through: bool,
+    /// All bytes were moved, or why not.
+    pub result: std::io::Result<()>,
+}
+
 /// A device that takes commands, any number at once.
 pub trait LogicalUnit: Send + Sync {
+    /// What [`LogicalUnit::execute`] would do, if that is a plain transfer.
+    /// Whoever moves the data in its place has the outcome from
+    /// [`LogicalUnit::conclude`].
+    fn plan(&self, request: &Request<'_>) -> Option<Plan> {
+        let _ = request;
+        None
+    }
+
+    /// The outcome of a plan, from what became of its transfer. With
+    /// `through`, flushes after a success, which may take its time.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`].
+    fn conclude(&self, transfer: Transferred) -> Outcome {
+        let _ = transfer;
+        Err(Fault::Malformed)
+    }
+
     /// Carries a command out.
     ///
     /// # Errors

@@ -4,8 +4,8 @@
 use super::cdb::op;
 use super::inquiry::{self, Identity};
 use super::sense::Sense;
-use super::{Disk, DvdDrive, LogicalUnit, Outcome, Request};
-use parking_lot::RwLock;
+use super::{Disk, DvdDrive, LogicalUnit, Outcome, Plan, Request, Transferred};
+use parking_lot::{Condvar, Mutex, RwLock};
 use std::sync::Arc;
 
 /// Logical units of a controller.
@@ -61,9 +61,61 @@ pub enum Answer {
     NoUnit,
 }
 
-/// The place of a unit. Commands hold it for reading as long as they run, so
-/// that who takes the unit away waits for them.
-type Slot = RwLock<Option<Unit>>;
+/// Counts the commands that a unit is working on, so that who takes it away
+/// can wait for them.
+#[derive(Default)]
+struct Commands {
+    running: Mutex<usize>,
+    none: Condvar,
+}
+
+/// One of the commands that are counted.
+struct Counted(Arc<Commands>);
+
+impl Counted {
+    fn new(commands: &Arc<Commands>) -> Self {
+        *commands.running.lock() += 1;
+        Self(commands.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut running = self.0.running.lock();
+        *running -= 1;
+        if *running == 0 {
+            self.0.none.notify_all();
+        }
+    }
+}
+
+/// A unit that a command is working with. Who takes the unit away waits until
+/// this is dropped.
+pub struct InUse {
+    // In this order: who waits for the count has the unit alone then.
+    unit: Unit,
+    _counted: Counted,
+}
+
+impl InUse {
+    /// [`LogicalUnit::conclude`].
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`](super::Fault).
+    pub fn conclude(&self, transfer: Transferred) -> Outcome {
+        self.unit.logical_unit().conclude(transfer)
+    }
+}
+
+#[derive(Clone)]
+struct Attached {
+    unit: Unit,
+    commands: Arc<Commands>,
+}
+
+/// The place of a unit.
+type Slot = RwLock<Option<Attached>>;
 
 /// The target with its units.
 pub struct Target {
@@ -95,17 +147,35 @@ impl Target {
         if slot.is_some() {
             return Err(LunError::InUse(lun));
         }
-        *slot = Some(unit);
+        let commands = Arc::default();
+        *slot = Some(Attached { unit, commands });
         Ok(())
     }
 
-    /// Takes a unit away, after the commands that it is working on.
+    /// Takes a unit away: it gets no more commands, and those that it is
+    /// working on are waited for.
     ///
     /// # Errors
     ///
     /// [`LunError::OutOfRange`], [`LunError::Empty`].
     pub fn detach(&self, lun: u8) -> Result<Unit, LunError> {
-        self.slot(lun)?.write().take().ok_or(LunError::Empty(lun))
+        let taken = self.slot(lun)?.write().take();
+        let Attached { unit, commands } = taken.ok_or(LunError::Empty(lun))?;
+        let mut running = commands.running.lock();
+        while *running > 0 {
+            commands.none.wait(&mut running);
+        }
+        Ok(unit)
+    }
+
+    /// A unit for a command, which is counted from now on.
+    fn enter(&self, here: bool, lun: u8) -> Option<InUse> {
+        let slot = self.slot(lun).ok().filter(|_| here)?.read();
+        let attached = slot.as_ref()?;
+        Some(InUse {
+            unit: attached.unit.clone(),
+            _counted: Counted::new(&attached.commands),
+        })
     }
 
     /// A unit.
@@ -114,7 +184,9 @@ impl Target {
     ///
     /// [`LunError::OutOfRange`], [`LunError::Empty`].
     pub fn unit(&self, lun: u8) -> Result<Unit, LunError> {
-        self.slot(lun)?.read().clone().ok_or(LunError::Empty(lun))
+        let slot = self.slot(lun)?.read();
+        let attached = slot.as_ref().ok_or(LunError::Empty(lun))?;
+        Ok(attached.unit.clone())
     }
 
     /// The LUNs of the units that are there.
@@ -138,16 +210,22 @@ impl Target {
         }
     }
 
+    /// The plan of a command that is a plain transfer, and the unit, to be
+    /// kept until the transfer is over.
+    pub fn plan(&self, here: bool, lun: u8, request: &Request<'_>) -> Option<(Plan, InUse)> {
+        let unit = self.enter(here, lun)?;
+        let plan = unit.unit.logical_unit().plan(request)?;
+        Some((plan, unit))
+    }
+
     /// Carries a command out. `here`: it is for this target; another one has
     /// no units.
     pub fn execute(&self, here: bool, lun: u8, request: &Request<'_>) -> Answer {
         if request.cdb[0] == op::REPORT_LUNS {
             return Answer::Done(self.report_luns(here, request));
         }
-        let slot = if here { self.slot(lun).ok() } else { None };
-        let unit = slot.map(|slot| slot.read());
-        if let Some(unit) = unit.as_ref().and_then(|unit| unit.as_ref()) {
-            return Answer::Done(unit.logical_unit().execute(request));
+        if let Some(unit) = self.enter(here, lun) {
+            return Answer::Done(unit.unit.logical_unit().execute(request));
         }
         if request.cdb[0] == op::INQUIRY {
             return Answer::Done(absent(request));

@@ -1,16 +1,16 @@
 //! A guest's storage driver, over a bus without a virtual machine.
 
-use crate::storage::memory::CopiedMemory;
 use crate::storage::protocol::{
     Packet, ProtocolVersion, SCSI_INTERFACE, ScsiRequest, VersionQuery, operation,
 };
-use crate::storage::{ControllerConfig, ControllerHandle, StorageController};
+use crate::storage::{ControllerConfig, ControllerHandle, Io, StorageController};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use vid::{Partition, PartitionConfig, RamRange};
 use vmbus::bus::{Bus, BusConfig};
 use vmbus::client::{Client, ClientChannel, Loopback};
 use vmbus::protocol::{GpaDirectHeader, Guid, OfferChannel, PacketType, Version};
-use vmbus::ring::{Batch, GuestPages, PacketOut};
+use vmbus::ring::{Batch, PacketOut};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Pages of both rings of a channel.
@@ -36,8 +36,10 @@ pub(super) struct Channel {
     next_id: u64,
 }
 
-/// A guest with one controller.
+/// A guest with one controller. Its rings and its data are in different
+/// memories: system calls can work on the latter.
 pub(super) struct Guest {
+    pub(super) partition: Arc<Partition>,
     pub(super) bus: Bus,
     pub(super) client: Client,
     pub(super) loopback: Arc<Loopback>,
@@ -47,14 +49,20 @@ pub(super) struct Guest {
 
 impl Guest {
     /// A guest that has its offers.
-    pub(super) fn new(subchannels: u16) -> Self {
+    pub(super) fn new(subchannels: u16, io: Io) -> Self {
+        let ram = vec![RamRange {
+            gpa: 0,
+            size: 512 * 4096,
+        }];
+        let partition = Partition::new(&PartitionConfig { processors: 1, ram });
+        let partition = partition.unwrap().0;
         let loopback = Loopback::new(2, 512);
         let bus = Bus::start(loopback.clone(), BusConfig::default()).unwrap();
         loopback.attach(&bus);
         let mut config = ControllerConfig::new(Guid::from_u128(0x51), 0);
         config.subchannels = subchannels;
-        let memory = Arc::new(CopiedMemory(loopback.clone()));
-        let (vsp, handle) = StorageController::new(config, memory);
+        config.io = io;
+        let (vsp, handle) = StorageController::new(config, partition.clone());
         bus.offer(Box::new(vsp)).unwrap();
         let mut client = Client::new(loopback.clone());
         client.connect(&[Version::WIN10_RS5]).unwrap();
@@ -62,6 +70,7 @@ impl Guest {
         assert_eq!(offers.len(), 1);
         assert_eq!(offers[0].interface_id, SCSI_INTERFACE);
         Self {
+            partition,
             bus,
             client,
             loopback,
@@ -91,18 +100,14 @@ impl Guest {
     }
 
     pub(super) fn write_memory(&self, page: u64, offset: usize, data: &[u8]) {
-        self.loopback
-            .memory()
-            .write(page as usize * 4096 + offset, data)
-            .unwrap();
+        let address = page * 4096 + offset as u64;
+        self.partition.write_guest(address, data).unwrap();
     }
 
     pub(super) fn read_memory(&self, page: u64, offset: usize, length: usize) -> Vec<u8> {
         let mut data = vec![0; length];
-        self.loopback
-            .memory()
-            .read(page as usize * 4096 + offset, &mut data)
-            .unwrap();
+        let address = page * 4096 + offset as u64;
+        self.partition.read_guest(address, &mut data).unwrap();
         data
     }
 }
@@ -266,3 +271,18 @@ impl Channel {
         self.result(id)
     }
 }
+
+/// Makes a test of each function for each way to reach files.
+macro_rules! each_way {
+    ($($name:ident),+ $(,)?) => {
+        mod threads {
+            $(#[test] fn $name() { super::$name($crate::storage::Io::Threads); })+
+        }
+        mod uring {
+            // As far as the host permits it.
+            $(#[test] fn $name() { super::$name($crate::storage::Io::Auto); })+
+        }
+    };
+}
+
+pub(super) use each_way;

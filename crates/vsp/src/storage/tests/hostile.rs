@@ -1,17 +1,27 @@
 //! A guest that does not behave.
 
-use super::guest::{DATA_PAGE, Guest, NO_DATA, data_in, data_out, page_list, scsi_request};
-use crate::storage::Attachment;
+use super::guest::{
+    DATA_PAGE, Guest, NO_DATA, data_in, data_out, each_way, page_list, scsi_request,
+};
 use crate::storage::protocol::{Packet, operation};
 use crate::storage::scsi::{op, test_medium::TestMedium};
+use crate::storage::{Attachment, Io};
 use vmbus::ring::GuestPages;
 use zerocopy::IntoBytes;
 
 const READ: [u8; 10] = [op::READ_10, 0, 0, 0, 0, 1, 0, 0, 8, 0];
 const READY: [u8; 6] = [0; 6];
 
-fn guest() -> Guest {
-    let guest = Guest::new(0);
+each_way!(
+    packets_of_any_length_are_answered,
+    buffers_that_do_not_fit_are_refused,
+    random_requests_do_no_harm,
+    a_broken_ring_takes_only_its_channel_down,
+    a_guest_that_reads_no_answers_can_still_close,
+);
+
+fn guest(io: Io) -> Guest {
+    let guest = Guest::new(0, io);
     guest
         .handle
         .attach(0, Attachment::Disk(TestMedium::new(64, 512)))
@@ -19,9 +29,8 @@ fn guest() -> Guest {
     guest
 }
 
-#[test]
-fn packets_of_any_length_are_answered() {
-    let mut guest = guest();
+fn packets_of_any_length_are_answered(io: Io) {
+    let mut guest = guest(io);
     let mut channel = guest.ready();
     let whole = Packet::new(operation::EXECUTE_SRB);
     for length in (0..48).step_by(8) {
@@ -42,9 +51,8 @@ fn packets_of_any_length_are_answered() {
     assert!(guest.handle.statistics().malformed >= 6);
 }
 
-#[test]
-fn buffers_that_do_not_fit_are_refused() {
-    let mut guest = guest();
+fn buffers_that_do_not_fit_are_refused(io: Io) {
+    let mut guest = guest(io);
     let mut channel = guest.ready();
     let before = guest.read_memory(DATA_PAGE, 0, 8192);
     // More than the buffer has.
@@ -78,9 +86,8 @@ fn buffers_that_do_not_fit_are_refused() {
     assert_eq!(channel.command(0, &READ, data_in(4096)).srb_status, 1);
 }
 
-#[test]
-fn random_requests_do_no_harm() {
-    let mut guest = guest();
+fn random_requests_do_no_harm(io: Io) {
+    let mut guest = guest(io);
     guest
         .handle
         .attach(1, Attachment::Dvd(Some(TestMedium::new(64, 2048))))
@@ -108,9 +115,8 @@ fn random_requests_do_no_harm() {
     assert!(tries.any(|status| status == 1));
 }
 
-#[test]
-fn a_broken_ring_takes_only_its_channel_down() {
-    let mut guest = guest();
+fn a_broken_ring_takes_only_its_channel_down(io: Io) {
+    let mut guest = guest(io);
     let channel = guest.ready();
     let memory = guest.loopback.memory().clone();
     // The guest's index, far outside of the ring.
@@ -124,9 +130,8 @@ fn a_broken_ring_takes_only_its_channel_down() {
     guest.bus.stop();
 }
 
-#[test]
-fn a_guest_that_reads_no_answers_can_still_close() {
-    let mut guest = guest();
+fn a_guest_that_reads_no_answers_can_still_close(io: Io) {
+    let mut guest = guest(io);
     let mut channel = guest.ready();
     // More answers than the ring to the guest holds.
     for _ in 0..2000 {

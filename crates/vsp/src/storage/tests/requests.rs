@@ -1,9 +1,9 @@
 //! A guest that behaves.
 
-use super::guest::{DATA_PAGE, Data, Guest, NO_DATA, data_in, data_out, scsi_request};
-use crate::storage::Attachment;
+use super::guest::{DATA_PAGE, Data, Guest, NO_DATA, data_in, data_out, each_way, scsi_request};
 use crate::storage::protocol::{ChannelProperties, Packet, ProtocolVersion, operation};
 use crate::storage::scsi::{op, test_medium::Op, test_medium::TestMedium};
+use crate::storage::{Attachment, Io};
 use std::time::Duration;
 use vmbus::protocol::OfferChannel;
 
@@ -11,9 +11,18 @@ const READ: [u8; 10] = [op::READ_10, 0, 0, 0, 0, 1, 0, 0, 8, 0];
 const WRITE: [u8; 10] = [op::WRITE_10, 8, 0, 0, 0, 1, 0, 0, 8, 0];
 const READY: [u8; 6] = [0; 6];
 
-#[test]
-fn reads_writes_and_flushes() {
-    let mut guest = Guest::new(0);
+each_way!(
+    reads_writes_and_flushes,
+    failures_carry_sense_data,
+    versions_fall_back_and_properties_are_told,
+    hot_plug_is_announced,
+    resets_are_told_to_every_unit,
+    many_requests_at_once,
+    subchannels_serve_requests_too,
+);
+
+fn reads_writes_and_flushes(io: Io) {
+    let mut guest = Guest::new(0, io);
     let medium = TestMedium::new(64, 512);
     guest
         .handle
@@ -56,9 +65,8 @@ fn reads_writes_and_flushes() {
     guest.bus.stop();
 }
 
-#[test]
-fn failures_carry_sense_data() {
-    let mut guest = Guest::new(0);
+fn failures_carry_sense_data(io: Io) {
+    let mut guest = Guest::new(0, io);
     guest
         .handle
         .attach(0, Attachment::Disk(TestMedium::read_only(64, 512)))
@@ -83,9 +91,8 @@ fn failures_carry_sense_data() {
     assert_eq!(channel.result(id).srb_status, 0x20);
 }
 
-#[test]
-fn versions_fall_back_and_properties_are_told() {
-    let mut guest = Guest::new(3);
+fn versions_fall_back_and_properties_are_told(io: Io) {
+    let mut guest = Guest::new(3, io);
     let offer = guest.offers[0];
     let mut channel = guest.open(&offer, 0);
     assert_eq!(channel.step(operation::QUERY_PROPERTIES), 0xc000_0184);
@@ -107,9 +114,8 @@ fn versions_fall_back_and_properties_are_told() {
     assert_eq!(channel.step(operation::RESET_BUS), 0);
 }
 
-#[test]
-fn hot_plug_is_announced() {
-    let mut guest = Guest::new(0);
+fn hot_plug_is_announced(io: Io) {
+    let mut guest = Guest::new(0, io);
     let mut channel = guest.ready();
     let medium = TestMedium::new(64, 512);
     guest
@@ -139,9 +145,8 @@ fn hot_plug_is_announced() {
     assert!(guest.handle.insert(5, medium).is_err());
 }
 
-#[test]
-fn resets_are_told_to_every_unit() {
-    let mut guest = Guest::new(0);
+fn resets_are_told_to_every_unit(io: Io) {
+    let mut guest = Guest::new(0, io);
     for lun in [0, 7] {
         guest
             .handle
@@ -161,9 +166,8 @@ fn resets_are_told_to_every_unit() {
     assert_eq!(channel.command(7, &READY, NO_DATA).payload[12], 0x29);
 }
 
-#[test]
-fn many_requests_at_once() {
-    let mut guest = Guest::new(0);
+fn many_requests_at_once(io: Io) {
+    let mut guest = Guest::new(0, io);
     let medium = TestMedium::new(4096, 512);
     guest
         .handle
@@ -194,9 +198,8 @@ fn many_requests_at_once() {
     assert_eq!(guest.handle.statistics().luns[0].1.reads, 20 * 64);
 }
 
-#[test]
-fn subchannels_serve_requests_too() {
-    let mut guest = Guest::new(2);
+fn subchannels_serve_requests_too(io: Io) {
+    let mut guest = Guest::new(2, io);
     guest
         .handle
         .attach(0, Attachment::Disk(TestMedium::new(64, 512)))

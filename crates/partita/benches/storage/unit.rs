@@ -1,0 +1,16 @@
+//! Unit tests of the storage benchmark's own arithmetic, texts and options.
+//!
+//! They stand beside the code; the benchmark itself is compiled without a test harness, which
+//! passes over them.
+
+#![allow(dead_code, reason = "the benchmark uses what the tests do not")]
+
+mod console;
+mod image;
+mod initramfs;
+mod options;
+mod report;
+mod results;
+#[path = "../processor/stats.rs"]
+mod stats;
+mod workloads;
