@@ -23,8 +23,8 @@ fn partition() -> Arc<Partition> {
         ram,
         processor_mode: vid::ProcessorMode::default(),
     })
-        .unwrap()
-        .0
+    .unwrap()
+    .0
 }
 
 fn post(bus: &Bus, message: &ControlMessage) {

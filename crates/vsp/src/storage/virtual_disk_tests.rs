@@ -21,8 +21,8 @@ fn partition() -> Arc<Partition> {
         ram,
         processor_mode: vid::ProcessorMode::default(),
     })
-        .unwrap()
-        .0
+    .unwrap()
+    .0
 }
 
 /// A buffer in a guest's memory: two pieces, with a border inside a sector.

@@ -54,7 +54,11 @@ impl Guest {
             gpa: 0,
             size: 512 * 4096,
         }];
-        let partition = Partition::new(&PartitionConfig { processors: 1, ram });
+        let partition = Partition::new(&PartitionConfig {
+            processors: 1,
+            ram,
+            processor_mode: vid::ProcessorMode::default(),
+        });
         let partition = partition.unwrap().0;
         let loopback = Loopback::new(2, 512);
         let bus = Bus::start(loopback.clone(), BusConfig::default()).unwrap();
