@@ -34,13 +34,12 @@ fn inject_interrupt(cpu: &mut dyn Processor, state: &mut VpState) {
     if state.halt == Halt::Idle && (external(state) || state.apic.has_request()) {
         state.halt = Halt::None;
     }
-    if pending(state) {
-        if cpu.interruptibility().interrupt
-            && let Some(vector) = acknowledge(state)
-        {
-            cpu.inject(Injection::Interrupt(vector));
-            state.halt = Halt::None;
-        }
+    if pending(state)
+        && cpu.interruptibility().interrupt
+        && let Some(vector) = acknowledge(state)
+    {
+        cpu.inject(Injection::Interrupt(vector));
+        state.halt = Halt::None;
     }
     // One that is left waits behind the one just injected.
     let window = pending(state);
