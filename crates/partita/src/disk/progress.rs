@@ -22,6 +22,14 @@ enum Mode {
 }
 
 impl Mode {
+    /// When the first line comes: whoever asked for lines gets one at once.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Lines => Duration::ZERO,
+            Self::Silent | Self::Live => PATIENCE,
+        }
+    }
+
     fn interval(self) -> Duration {
         match self {
             Self::Live => Duration::from_millis(200),
@@ -54,7 +62,7 @@ impl Meter {
             what,
             mode,
             start,
-            next: start + PATIENCE,
+            next: start + mode.patience(),
             shown: false,
             stop: stop.clone(),
         }

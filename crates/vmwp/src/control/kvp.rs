@@ -149,8 +149,8 @@ fn pool(name: &str) -> Result<KvpPool, Failure> {
 async fn enumerate(State(point): Point, name: At<String>, wait: Waiting) -> Answer<Vec<Pair>> {
     let Path(name) = name?;
     let pool = pool(&name)?;
-    let kvp = point.components()?.kvp;
     let timeout = patience(wait)?;
+    let kvp = point.components()?.kvp;
     let pairs = blocking(move || kvp.enumerate(pool, timeout)).await?;
     let pair = |(key, value): (String, KvpValue)| Pair {
         key,
@@ -162,8 +162,8 @@ async fn enumerate(State(point): Point, name: At<String>, wait: Waiting) -> Answ
 async fn read(State(point): Point, at: At<(String, String)>, wait: Waiting) -> Answer<Pair> {
     let Path((name, key)) = at?;
     let pool = pool(&name)?;
-    let kvp = point.components()?.kvp;
     let timeout = patience(wait)?;
+    let kvp = point.components()?.kvp;
     let asked = key.clone();
     let value = blocking(move || kvp.get(pool, &asked, timeout)).await?;
     let value = value.ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, "no such key"))?;
@@ -182,8 +182,8 @@ async fn write(
     let Path((name, key)) = at?;
     let pool = pool(&name)?;
     let Json(NewValue { value }) = body?;
-    let kvp = point.components()?.kvp;
     let timeout = patience(wait)?;
+    let kvp = point.components()?.kvp;
     blocking(move || kvp.set(pool, &key, &value.into(), timeout)).await?;
     Ok(Json(()))
 }
@@ -191,16 +191,16 @@ async fn write(
 async fn remove(State(point): Point, at: At<(String, String)>, wait: Waiting) -> Answer<Deleted> {
     let Path((name, key)) = at?;
     let pool = pool(&name)?;
-    let kvp = point.components()?.kvp;
     let timeout = patience(wait)?;
+    let kvp = point.components()?.kvp;
     let existed = blocking(move || kvp.delete(pool, &key, timeout)).await?;
     Ok(Json(Deleted { existed }))
 }
 
 async fn addresses(State(point): Point, adapter: At<String>, wait: Waiting) -> Answer<Network> {
     let Path(adapter) = adapter?;
-    let kvp = point.components()?.kvp;
     let timeout = patience(wait)?;
+    let kvp = point.components()?.kvp;
     let info = blocking(move || kvp.ip_addresses(&adapter, timeout)).await?;
     Ok(Json(info.into()))
 }
@@ -213,8 +213,8 @@ async fn inject(
 ) -> Answer<()> {
     let Path(adapter) = adapter?;
     let Json(network) = body?;
-    let kvp = point.components()?.kvp;
     let timeout = patience(wait)?;
+    let kvp = point.components()?.kvp;
     blocking(move || kvp.inject_ip(&adapter, &network.into(), timeout)).await?;
     Ok(Json(()))
 }
