@@ -124,7 +124,7 @@ fn run(worker: &Arc<Mutex<Worker>>, channel: &Channel, completions: Option<&Owne
     }
 }
 
-/// There is nothing to do for now.
+/// Nothing is there to do before a signal or the end of this time.
 struct Wait {
     timeout: Option<Duration>,
 }
