@@ -117,7 +117,7 @@ pub struct Vp {
     pub(crate) blocks: Blocks,
     pub(crate) answers: Answers,
     event: Option<Event>,
-    exit: Option<Exit>,
+    pub(crate) exit: Option<Exit>,
     pub(crate) shutdown: bool,
     /// Requests of other threads, and what they must know of this processor.
     pub(crate) peer: Arc<Peer>,
@@ -126,6 +126,10 @@ pub struct Vp {
     pub(crate) translator: Option<Box<Translator>>,
     /// The version of the tables that the link's stack page was found in.
     pub(crate) stack_version: u64,
+    /// The version of translations when emitted code last called Rust.
+    pub(crate) left_version: u64,
+    /// Entries of a translated region before it is translated again.
+    pub(crate) hot: u64,
     /// Entries of a block before it is translated.
     pub(crate) warm: u16,
     /// The last instruction did not retire: an exception was delivered instead.
@@ -168,7 +172,9 @@ impl Vp {
             link: Link::new(),
             translator: None,
             stack_version: 0,
+            left_version: 0,
             warm: crate::translate::WARM,
+            hot: crate::translate::HOT,
             faulted: false,
             resume_loaded: false,
             pauses: 0,

@@ -2,10 +2,11 @@
 //!
 //! Code lies in a memory file that is mapped twice, once writable and once
 //! executable. Behind the executable mapping, within reach of RIP-relative
-//! operands, lies plain data: the slots through which code leaves a page. The
-//! shadow stack of host return addresses has an area of its own. Guard pages
+//! operands, lies plain data: the slots through which code leaves a page, and
+//! the cells of hot code with their logs. The shadow stack of host return addresses has an area of its own. Guard pages
 //! surround everything.
 
+use super::cells::{CELLS, Cell};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -15,6 +16,9 @@ use std::ptr::null_mut;
 pub(super) const CODE_SIZE: usize = 32 << 20;
 /// Bytes of slots.
 const DATA_SIZE: usize = 4 << 20;
+/// Bytes of cells, and of each of their two logs.
+const CELLS_SIZE: usize = CELLS * size_of::<Cell>();
+const LOG_SIZE: usize = CELLS * size_of::<u64>();
 const GUARD: usize = 64 << 10;
 /// The shadow stack; its lowest 64 KiB are never used (see [`Area::stack`]).
 const STACK_SIZE: usize = 1 << 20;
@@ -28,16 +32,20 @@ pub(super) struct Area {
     writable: *mut u8,
     executable: *mut u8,
     data: *mut u8,
+    cells: *mut Cell,
+    logs: [*mut u64; 2],
     stack: *mut u8,
     used: usize,
     slots: usize,
+    used_cells: usize,
 }
 
 // SAFETY: the mappings belong to the process; the area is used by one thread
 // at a time.
 unsafe impl Send for Area {}
 
-const RESERVED: usize = GUARD + CODE_SIZE + GUARD + DATA_SIZE + GUARD + STACK_SIZE + 2 * GUARD;
+const ALL_DATA: usize = DATA_SIZE + CELLS_SIZE + 2 * LOG_SIZE;
+const RESERVED: usize = GUARD + CODE_SIZE + GUARD + ALL_DATA + GUARD + STACK_SIZE + 2 * GUARD;
 
 impl Area {
     /// Maps a new area; `None` where the host allows no executable memory.
@@ -57,16 +65,21 @@ impl Area {
         let executable = start.wrapping_add(GUARD);
         let data = executable.wrapping_add(CODE_SIZE + GUARD);
         // 64 KiB boundaries tell the lowest part of the stack by its address.
-        let low = data.wrapping_add(DATA_SIZE + GUARD);
+        let low = data.wrapping_add(ALL_DATA + GUARD);
+        let cells = data.wrapping_add(DATA_SIZE);
+        let log = cells.wrapping_add(CELLS_SIZE);
         let stack = low.wrapping_add(low.align_offset(1 << 16));
         let area = Self {
             reserved,
             writable: writable.ok()?.cast(),
             executable,
             data,
+            cells: cells.cast(),
+            logs: [log.cast(), log.wrapping_add(LOG_SIZE).cast()],
             stack,
             used: 0,
             slots: 0,
+            used_cells: 0,
         };
         let fixed = MapFlags::FIXED;
         // SAFETY: all three lie within the reservation above, apart from each other.
@@ -75,7 +88,7 @@ impl Area {
             let shared = MapFlags::SHARED | fixed;
             mmap(executable.cast(), CODE_SIZE, rights, shared, &file, 0).ok()?;
             let rights = ProtFlags::READ | ProtFlags::WRITE;
-            mmap_anonymous(data.cast(), DATA_SIZE, rights, private | fixed).ok()?;
+            mmap_anonymous(data.cast(), ALL_DATA, rights, private | fixed).ok()?;
             mmap_anonymous(stack.cast(), STACK_SIZE, rights, private | fixed).ok()?;
         }
         Some(area)
@@ -114,6 +127,7 @@ impl Area {
     pub(super) fn rewind(&mut self, keep: usize) {
         self.used = keep.min(self.used);
         self.slots = 0;
+        self.used_cells = 0;
     }
 
     /// Makes the 4-byte displacement at `at` lead to `target`. The thread that
@@ -129,6 +143,18 @@ impl Area {
             let to = self.writable.add(offset).cast::<u32>();
             to.write_unaligned(displacement);
         }
+    }
+
+    /// Makes code at `at`, whose first instruction has five bytes at least, lead
+    /// to `target`. As for [`Area::patch`].
+    pub(super) fn patch_jump(&mut self, at: u64, target: u64) {
+        let offset = at.wrapping_sub(self.executable as u64) as usize;
+        if offset + 5 > self.used {
+            return;
+        }
+        // SAFETY: within the code that was placed.
+        unsafe { self.writable.add(offset).write(0xe9) };
+        self.patch(at + 1, target);
     }
 
     /// A new slot's address; `None` when there are no more.
@@ -149,6 +175,77 @@ impl Area {
         }
         // SAFETY: a slot that was given out.
         unsafe { self.data.add(offset).cast::<u64>().write(value) };
+    }
+
+    /// A new cell's number; `None` when there are no more.
+    pub(super) fn new_cell(&mut self, content: Cell) -> Option<u32> {
+        let number = self.used_cells;
+        if number >= CELLS {
+            return None;
+        }
+        self.used_cells += 1;
+        self.set_cell(number as u32, content);
+        Some(number as u32)
+    }
+
+    /// Where a cell lies.
+    pub(super) fn cell_address(&self, number: u32) -> u64 {
+        self.cells as u64 + u64::from(number) * size_of::<Cell>() as u64
+    }
+
+    /// The number of the cell whose address has these low 32 bits.
+    pub(super) fn cell_number(&self, low: u32) -> u32 {
+        low.wrapping_sub(self.cells as u64 as u32) / size_of::<Cell>() as u32
+    }
+
+    /// Reads a cell.
+    pub(super) fn cell(&self, number: u32) -> Option<Cell> {
+        // SAFETY: a cell that was given out.
+        ((number as usize) < self.used_cells)
+            .then(|| unsafe { self.cells.add(number as usize).read() })
+    }
+
+    /// Writes a cell.
+    pub(super) fn set_cell(&mut self, number: u32, content: Cell) {
+        if (number as usize) < self.used_cells {
+            // SAFETY: a cell that was given out.
+            unsafe { self.cells.add(number as usize).write(content) };
+        }
+    }
+
+    /// Where the log of supervisor's (0) or user's (1) cells starts. It has
+    /// room for every cell.
+    pub(super) fn log(&self, user: bool) -> *mut u64 {
+        self.logs[usize::from(user)]
+    }
+
+    /// Notes a filled cell at the log's `end`; returns the new end.
+    pub(super) fn log_push(&mut self, user: bool, end: *mut u64, place: u64) -> *mut u64 {
+        let offset = (end as usize).wrapping_sub(self.log(user) as usize);
+        if offset >= LOG_SIZE {
+            return end;
+        }
+        // SAFETY: within the log.
+        unsafe { self.log(user).byte_add(offset & !7).write(place) };
+        end.wrapping_add(1)
+    }
+
+    /// Empties the cells that the log names up to `end`. Emitted code writes the
+    /// log: what it holds is checked all the same.
+    pub(super) fn empty_cells(&mut self, user: bool, end: *const u64, nothing: u64) {
+        let start = self.log(user);
+        let count = (end as usize).wrapping_sub(start as usize) / size_of::<u64>();
+        for i in 0..count.min(CELLS) {
+            // SAFETY: within the log.
+            let address = unsafe { start.add(i).read() };
+            let offset = address.wrapping_sub(self.cells as u64) as usize;
+            let number = offset / size_of::<Cell>();
+            if number < self.used_cells && offset.is_multiple_of(size_of::<Cell>()) {
+                // SAFETY: a cell that was given out.
+                let cell = unsafe { &mut *self.cells.add(number) };
+                (cell.negated, cell.limit, cell.logged) = (nothing, 0, 0);
+            }
+        }
     }
 
     /// The top of the empty shadow stack.

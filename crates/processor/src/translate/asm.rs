@@ -26,6 +26,8 @@ pub(super) mod cc {
     pub(in super::super) const NE: u8 = 5;
     pub(in super::super) const BE: u8 = 6;
     pub(in super::super) const A: u8 = 7;
+    pub(in super::super) const S: u8 = 8;
+    pub(in super::super) const NS: u8 = 9;
 }
 
 /// A memory operand.
@@ -321,6 +323,12 @@ impl Asm {
     /// CALL m64.
     pub(super) fn call_through(&mut self, mem: Mem) {
         self.with_memory(&[], false, &[0xff], 2, mem, &[]);
+    }
+
+    /// JRCXZ rel8 back to a known place, which must be near.
+    pub(super) fn jump_back_if_rcx_zero(&mut self, target: u64) {
+        let displacement = target.wrapping_sub(self.here() + 2) as u8;
+        self.raw(&[0xe3, displacement]);
     }
 
     /// JRCXZ rel8: flags stay.

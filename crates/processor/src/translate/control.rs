@@ -85,6 +85,12 @@ impl Emitter<'_> {
     fn conditional(&mut self, item: &Item) -> Option<()> {
         let target = self.target(item);
         let condition = item.op.dst & 15;
+        if let Some(head) = self.head
+            && target == self.start
+        {
+            self.asm.jump_if_to(condition, head);
+            return Some(());
+        }
         if target < self.behind(item) {
             let skip = self.asm.jump_if(condition ^ 1);
             self.go_to(target, self.behind(item))?;
@@ -104,6 +110,12 @@ impl Emitter<'_> {
 
     /// An unconditional way to `target`. Backwards it looks for requests.
     pub(super) fn go_to(&mut self, target: u64, from: u64) -> Option<()> {
+        if let Some(head) = self.head
+            && target == self.start
+        {
+            self.asm.jump_to(head);
+            return Some(());
+        }
         let edge = self.edge(target)?;
         let request = (target < from).then(|| self.look_for_requests());
         let mut ways_out = Vec::new();
@@ -125,6 +137,18 @@ impl Emitter<'_> {
         } else {
             Cold::SlotOut(ways_out, edge)
         });
+        Some(())
+    }
+
+    /// Looks for requests where a loop starts, with flags that nobody wants.
+    pub(super) fn look_for_requests_at_head(&mut self) -> Option<()> {
+        let edge = self.edge(self.start)?;
+        self.asm.load(S0, field!(go));
+        // CMP DWORD PTR [RCX], 0
+        self.asm
+            .with_memory(&[], false, &[0x83], 7, at(S0, 0), &[0]);
+        let request = self.asm.jump_if(cc::E);
+        self.cold.push(Cold::Edge(vec![request], edge));
         Some(())
     }
 

@@ -1,6 +1,7 @@
 //! Emits one region of guest code.
 
 use super::area::Area;
+use super::checks::{Check, Hot};
 use super::asm::{Asm, Fix, Mem, ShortFix, at, cc};
 use super::flow::Item;
 use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register, segment_base};
@@ -70,7 +71,7 @@ impl Address {
 
     /// Base register and displacement, if that is all and the register is in
     /// a host register.
-    fn simple(&self) -> Option<(u8, i32)> {
+    pub(super) fn simple(&self) -> Option<(u8, i32)> {
         if self.index.is_some() || self.segment.is_some() {
             return None;
         }
@@ -129,6 +130,10 @@ pub(super) enum Cold {
     Handle(Fix, u32),
     /// Calls [`super::runtime::vectors`].
     Vectors(Fix, u32),
+    /// Fills a check's cell: the way in, the way back, the cell.
+    Check(Fix, u64, u32),
+    /// Calls [`super::refill::promote`].
+    Promote(Fix, u32),
     /// An edge's way out.
     Edge(Vec<Fix>, u32),
     /// A jump through an edge's slot, and its way out.
@@ -142,6 +147,8 @@ pub(super) enum Cold {
 pub(super) struct Numbered {
     pub sites: Vec<Site>,
     pub edges: Vec<Edge>,
+    /// By the number of their cells.
+    pub checks: Vec<Check>,
 }
 
 /// What emission needs of the translator.
@@ -150,6 +157,10 @@ pub(super) struct Context<'a> {
     pub numbered: &'a mut Numbered,
     pub stubs: Stubs,
     pub user: bool,
+    /// Entries of a counted region before it is hot.
+    pub hot_after: u64,
+    /// The negated page of empty cells.
+    pub nothing: u64,
 }
 
 /// The region under way.
@@ -165,6 +176,10 @@ pub(super) struct Emitter<'a> {
     pub encoder: Encoder,
     /// The vector registers are known to be in place.
     pub vectors: bool,
+    /// What only hot regions have.
+    pub hot: Option<Hot>,
+    /// Where backward branches to the region's start lead, if not to its entry.
+    pub head: Option<u64>,
 }
 
 /// A state of emission to go back to.
@@ -187,6 +202,8 @@ impl<'a> Emitter<'a> {
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
             vectors: false,
+            hot: None,
+            head: None,
         }
     }
 
@@ -205,10 +222,13 @@ impl<'a> Emitter<'a> {
         self.cold.truncate(mark.cold);
         self.context.numbered.sites.truncate(mark.sites);
         self.vectors = mark.vectors;
+        self.forget_scratch();
     }
 
     /// A new site for an instruction.
     pub(super) fn site(&mut self, op: &Op, access: Option<MissedAccess>) -> u32 {
+        // Rust comes back without scratch registers.
+        self.forget_scratch();
         let number = self.context.numbered.sites.len() as u32;
         self.context.numbered.sites.push(Site {
             op: *op,
@@ -311,6 +331,10 @@ impl<'a> Emitter<'a> {
     /// scratch registers; afterwards [`S2`] is free, and [`S1`] (sometimes
     /// [`S0`] as well) belongs to the operand.
     pub(super) fn probe(&mut self, access: &Access, op: &Op) -> Mem {
+        if let Some(mem) = self.checked(access, op) {
+            return mem;
+        }
+        self.forget_scratch();
         let missed = MissedAccess {
             address: access.address,
             size: access.size,
@@ -534,6 +558,14 @@ impl<'a> Emitter<'a> {
                 Cold::Stack(fix, back, access, site) => {
                     self.asm.bind(fix);
                     self.find_stack_page(back, &access, site);
+                }
+                Cold::Check(fix, back, cell) => {
+                    self.asm.bind(fix);
+                    self.emit_refill(back, cell);
+                }
+                Cold::Promote(fix, site) => {
+                    self.asm.bind(fix);
+                    self.leave_to(site, self.context.stubs.promote);
                 }
                 Cold::Handle(fix, site) => {
                     self.asm.bind(fix);

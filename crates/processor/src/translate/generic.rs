@@ -195,12 +195,16 @@ impl Emitter<'_> {
         let memory =
             (0..instruction.op_count()).find(|&i| instruction.op_kind(i) == OpKind::Memory);
         let by_cl = counts_by_cl(instruction);
+        if by_cl {
+            self.forget_scratch();
+        }
         let mut operand = match memory {
             Some(i) => Some(self.memory_operand(item, writes(accesses[i as usize]))?),
             None => None,
         };
         if by_cl && let Some(mem) = operand {
             // RCX is about to be the count.
+            self.forget_scratch();
             self.asm.lea(S1, mem);
             operand = Some(super::asm::at(S1, 0));
         }
@@ -320,6 +324,9 @@ impl Emitter<'_> {
                 }
                 None => {
                     let host = free.pop()?;
+                    if host != S2 {
+                        self.forget_scratch();
+                    }
                     borrowed.push(Borrowed {
                         guest,
                         host,
@@ -345,6 +352,7 @@ impl Emitter<'_> {
             return false;
         }
         let guest = to.full_register().number();
+        self.forget_scratch();
         let narrow = to.size() == 4 || short_address(instruction);
         self.address(&address, 0, S0, S1);
         let host = PLACES[guest];

@@ -46,6 +46,11 @@ pub(crate) struct Link {
     /// `stack_page` when there is none: an address that is not canonical and
     /// that no guest can guess.
     pub(super) no_stack_page: u64,
+    /// The table of supervisor code that may not touch user pages: only from
+    /// it supervisor code's cells are filled.
+    pub(super) kernel_table: u64,
+    /// Where the next filled cell of supervisor's and user's code is noted.
+    pub(super) logs: [*mut u64; 2],
     /// Not 0 while the guest's vector registers and MXCSR are in the host's.
     pub(super) vectors: u64,
     /// MXCSR of the host while the guest's is in place.
@@ -73,6 +78,8 @@ impl Link {
             stack_page: no_stack_page,
             stack_addend: 0,
             no_stack_page,
+            kernel_table: 0,
+            logs: [std::ptr::null_mut(); 2],
             vectors: 0,
             host_mxcsr: 0x1f80,
         }

@@ -33,12 +33,15 @@
 
 mod area;
 mod asm;
+mod cells;
+mod checks;
 mod control;
 mod emit;
 mod flow;
 mod generic;
 mod layout;
 mod links;
+mod refill;
 mod region;
 mod runtime;
 mod stack;
@@ -55,19 +58,26 @@ use crate::Vp;
 use crate::block::{BuildKeyHasher, MAX_CODE};
 use crate::fault::Exit;
 use crate::mmu::{PAGE_MASK, SLOW_SET};
+use crate::state::cr;
 use area::Area;
+use checks::{Check, Note};
 use emit::{Context, Numbered};
 use links::{Jumps, Way};
+use region::Tier;
 use std::arch::asm;
 use std::collections::HashMap;
 use stubs::Stubs;
 
 /// Entries of a block before it is translated.
 pub(crate) const WARM: u16 = 12;
+/// Entries of a translated region before it is translated again as a hot one.
+pub(crate) const HOT: u64 = 1024;
 /// Code room kept for one region.
 const ROOM: usize = 256 << 10;
 /// Sites or edges before everything is translated anew.
 const MOST_NUMBERED: usize = 1 << 20;
+/// Cells kept for one region.
+const ROOM_CELLS: usize = 1024;
 /// Bits of the filter for pages that code was entered in.
 const FILTER: usize = 4096;
 
@@ -83,6 +93,17 @@ struct Key {
 struct Page {
     word: u32,
     regions: Vec<Key>,
+}
+
+/// How a region is to be translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Want {
+    /// For the first time.
+    Counted,
+    /// Without checks, for hot code to go on with.
+    Plain,
+    /// Again, since it is hot.
+    Hot,
 }
 
 /// What happened when translated code was asked for.
@@ -103,6 +124,14 @@ pub(crate) struct Translator {
     keep: usize,
     numbered: Numbered,
     regions: HashMap<Key, u64, BuildKeyHasher>,
+    /// Regions without checks, for hot ones whose checks fail.
+    plain: HashMap<Key, u64, BuildKeyHasher>,
+    /// What is known about places of hot regions.
+    notes: HashMap<Key, Vec<(u32, Note)>, BuildKeyHasher>,
+    /// What is to be translated at RIP next.
+    wish: Option<Want>,
+    /// The hot region at this address is to be translated with new notes.
+    again: Option<u64>,
     pages: HashMap<u32, Page, BuildKeyHasher>,
     jumps: [Jumps; 2],
     /// Edges whose slots lead somewhere.
@@ -136,6 +165,10 @@ impl Translator {
             keep,
             numbered: Numbered::default(),
             regions: HashMap::with_hasher(BuildKeyHasher),
+            plain: HashMap::with_hasher(BuildKeyHasher),
+            notes: HashMap::with_hasher(BuildKeyHasher),
+            wish: None,
+            again: None,
             pages: HashMap::with_hasher(BuildKeyHasher),
             jumps: [Jumps::new(), Jumps::new()],
             led: Vec::new(),
@@ -190,12 +223,16 @@ impl Translator {
     /// Forgets all regions.
     pub(crate) fn clear(&mut self) {
         self.regions.clear();
+        self.plain.clear();
+        self.notes.clear();
+        (self.wish, self.again) = (None, None);
         self.pages.clear();
         self.led.clear();
         self.jumps.iter_mut().for_each(Jumps::clear);
         self.entered = [0; FILTER / 64];
         self.numbered.sites.clear();
         self.numbered.edges.clear();
+        self.numbered.checks.clear();
         self.pending = None;
         self.area.rewind(self.keep);
     }
@@ -204,6 +241,20 @@ impl Translator {
         self.area.room() < ROOM
             || self.numbered.sites.len() > MOST_NUMBERED
             || self.numbered.edges.len() > MOST_NUMBERED
+            || self.numbered.checks.len() + ROOM_CELLS > cells::CELLS
+    }
+
+    /// A region has been translated.
+    fn place(&mut self, key: Key, code: u64, want: Want) {
+        if want == Want::Plain {
+            self.plain.insert(key, code);
+            return;
+        }
+        if let Some(old) = self.regions.insert(key, code)
+            && want == Want::Hot
+        {
+            self.area.patch_jump(old, code);
+        }
     }
 
     /// Leads an edge to its target's code.
@@ -255,6 +306,9 @@ impl Vp {
             return Ran::Interpret;
         }
         self.catch_up();
+        if let Some(code) = self.grant_wish() {
+            return self.enter(code);
+        }
         let Some(code) = self.find_translated() else {
             return Ran::Interpret;
         };
@@ -277,13 +331,16 @@ impl Vp {
         if epoch != translator.epoch {
             translator.epoch = epoch;
             let code = &self.mmu.code;
-            let regions = &mut translator.regions;
+            let (regions, plain) = (&mut translator.regions, &mut translator.plain);
+            let notes = &mut translator.notes;
             let before = translator.pages.len();
             translator.pages.retain(|&number, page| {
                 let current = code.word(number) == page.word;
                 if !current {
                     for key in &page.regions {
                         regions.remove(key);
+                        plain.remove(key);
+                        notes.remove(key);
                     }
                 }
                 current
@@ -338,7 +395,32 @@ impl Vp {
             self.link.table = address;
             self.link.stack_page = self.link.no_stack_page;
         }
+        let guarded = self.state.cr4 & cr::CR4_SMAP != 0;
+        let kernel_table = fast.address(fast.kernel_table(guarded));
+        let other = kernel_table != self.link.kernel_table;
+        self.link.kernel_table = kernel_table;
+        if fast.dropped != [false; 2] || other {
+            fast.dropped[0] |= other;
+            let dropped = std::mem::take(&mut fast.dropped);
+            self.empty_cells(dropped);
+        }
         table
+    }
+
+    /// Empties the cells of supervisor's and user's code.
+    #[cold]
+    fn empty_cells(&mut self, which: [bool; 2]) {
+        let Some(translator) = &mut self.translator else {
+            return;
+        };
+        let nothing = self.link.no_stack_page;
+        for user in [false, true] {
+            if which[usize::from(user)] {
+                let end = &mut self.link.logs[usize::from(user)];
+                translator.area.empty_cells(user, *end, nothing);
+                *end = translator.area.log(user);
+            }
+        }
     }
 
     #[inline]
@@ -382,26 +464,83 @@ impl Vp {
         }
     }
 
-    /// Translates the region at RIP, which has a current mapping for fetches.
+    /// Notes what is to be translated next.
+    fn wish(&mut self, wish: Want) {
+        if let Some(translator) = &mut self.translator {
+            translator.wish = Some(wish);
+        }
+    }
+
+    /// Translates what hot code has asked for: what is to be entered then.
+    #[inline]
+    fn grant_wish(&mut self) -> Option<u64> {
+        let wish = self.translator.as_mut()?.wish.take()?;
+        self.grant(wish)
+    }
+
+    #[cold]
+    fn grant(&mut self, wish: Want) -> Option<u64> {
+        if let Some(rip) = self.translator.as_mut()?.again.take() {
+            self.translate_as(rip, Want::Hot);
+        }
+        if wish == Want::Plain
+            && let Some(code) = self.plain_code()
+        {
+            return Some(code);
+        }
+        self.translate_as(self.state.rip, wish)
+    }
+
+    /// The key of the region at an address with a current mapping for fetches.
+    fn key(&self, rip: u64) -> Option<Key> {
+        let user = self.state.cpl == 3;
+        let (_, page) = self.mmu.lookup_execute(rip, user)?;
+        Some(Key { rip, page, user })
+    }
+
+    /// The code at RIP without checks, if there is any.
+    fn plain_code(&self) -> Option<u64> {
+        let key = self.key(self.state.rip)?;
+        self.translator.as_ref()?.plain.get(&key).copied()
+    }
+
+    /// Notes something about a place, and has its region translated again.
+    fn note(&mut self, check: &Check, note: Note) {
+        let Some(key) = self.key(check.start) else {
+            return;
+        };
+        let Some(translator) = &mut self.translator else {
+            return;
+        };
+        let notes = translator.notes.entry(key).or_default();
+        match notes.iter_mut().find(|(of, _)| *of == check.of) {
+            Some(known) => known.1 = note,
+            None => notes.push((check.of, note)),
+        }
+        translator.again = Some(check.start);
+    }
+
+    /// Translates the region at RIP for its first time.
+    pub(crate) fn translate_region(&mut self) -> bool {
+        self.translate_as(self.state.rip, Want::Counted).is_some()
+    }
+
+    /// Translates the region at an address with a current mapping for fetches.
     #[cold]
     #[inline(never)]
-    pub(crate) fn translate_region(&mut self) -> bool {
-        let rip = self.state.rip;
+    fn translate_as(&mut self, rip: u64, want: Want) -> Option<u64> {
         let user = self.state.cpl == 3;
-        let Some((host, page)) = self.mmu.lookup_execute(rip, user) else {
-            return false;
-        };
+        let (host, page) = self.mmu.lookup_execute(rip, user)?;
         let word = self.mark_code(page, host.wrapping_sub((rip & PAGE_MASK) as usize));
         let mut bytes = [0u8; MAX_CODE];
         let length = bytes.len().min((0x1000 - (rip & PAGE_MASK)) as usize);
         crate::host::copy_from(host, &mut bytes[..length]);
         let items = region::gather(&bytes[..length], self.mode_key);
-        let Some(translator) = &mut self.translator else {
-            return false;
-        };
+        let translator = self.translator.as_mut()?;
         if translator.is_full() {
             translator.clear();
             self.link.shadow = self.link.shadow_top;
+            self.link.logs = [translator.area.log(false), translator.area.log(true)];
             // Blocks count anew, too.
             self.blocks.clear();
         }
@@ -410,12 +549,17 @@ impl Vp {
             numbered: &mut translator.numbered,
             stubs: translator.stubs,
             user,
-        };
-        let Some(code) = region::emit(context, &items, rip) else {
-            return false;
+            hot_after: self.hot,
+            nothing: self.link.no_stack_page,
         };
         let key = Key { rip, page, user };
-        translator.regions.insert(key, code);
+        let tier = match want {
+            Want::Counted => Tier::Counted,
+            Want::Plain => Tier::Plain,
+            Want::Hot => Tier::Hot(translator.notes.get(&key).map_or(&[], Vec::as_slice)),
+        };
+        let code = region::emit(context, &items, rip, tier)?;
+        if std::env::var_os("DBG_TIER").is_some() { eprintln!("{want:?} {rip:x} user {user} items {} checks {}", items.len(), translator.numbered.checks.len()); }
         let known = translator.pages.entry(page).or_insert(Page {
             word,
             regions: Vec::new(),
@@ -423,18 +567,19 @@ impl Vp {
         if known.word != word {
             // The page was written since: its old regions are dead.
             for key in std::mem::take(&mut known.regions) {
-                if key.rip != rip {
-                    translator.regions.remove(&key);
-                }
+                translator.regions.remove(&key);
+                translator.plain.remove(&key);
+                translator.notes.remove(&key);
             }
             known.word = word;
-            known.regions.push(key);
             translator.drop_all_ways();
             self.link.shadow = self.link.shadow_top;
-        } else {
+        }
+        if let Some(known) = translator.pages.get_mut(&page) {
             known.regions.push(key);
         }
-        true
+        translator.place(key, code, want);
+        Some(code)
     }
 
     /// Drops all translated code.
@@ -442,6 +587,7 @@ impl Vp {
         if let Some(translator) = &mut self.translator {
             translator.clear();
             self.link.shadow = self.link.shadow_top;
+            self.link.logs = [translator.area.log(false), translator.area.log(true)];
         }
     }
 
@@ -543,6 +689,7 @@ impl Vp {
         self.mmu.fast = Some(Box::new(FastTlb::new(self.mmu.code.len())));
         self.mmu.code.join(&self.peer);
         self.link.jumps = [translator.jumps[0].address(), translator.jumps[1].address()];
+        self.link.logs = [translator.area.log(false), translator.area.log(true)];
         self.link.go = self.peer.requests.word();
         self.link.shadow_top = translator.area.stack_top();
         self.link.shadow = self.link.shadow_top;

@@ -5,8 +5,11 @@
 //! unconditional branch, an instruction whose handler may change the mode, or
 //! the page's end.
 
-use super::emit::{Context, Emitter};
+use super::asm::{Mem, at};
+use super::checks::{Hot, Note};
+use super::emit::{Cold, Context, Emitter};
 use super::flow::{Item, liveness};
+use super::layout::S0;
 use super::{control::Behind, generic, vector};
 use crate::decode::Decoder;
 use iced_x86::{FlowControl, Mnemonic};
@@ -43,7 +46,7 @@ pub(super) fn gather(bytes: &[u8], mode: u8) -> Vec<Item> {
 
 /// How an instruction is emitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Nothing,
     Plain,
     Vector,
@@ -54,7 +57,7 @@ enum Kind {
     Handled,
 }
 
-fn kind(item: &Item) -> Kind {
+pub(super) fn kind(item: &Item) -> Kind {
     use Mnemonic as M;
     let instruction = &item.instruction;
     match instruction.mnemonic() {
@@ -77,17 +80,47 @@ fn kind(item: &Item) -> Kind {
     }
 }
 
+/// How much is done for a region.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Tier<'a> {
+    /// Counts how often it is entered.
+    Counted,
+    /// Counts nothing: what hot code falls back to.
+    Plain,
+    /// With checks, and what is known about its places.
+    Hot(&'a [(u32, Note)]),
+}
+
 /// Emits a region that starts at linear address `start`: the address of its
 /// code. `None` when there is nothing to translate, or no room.
-pub(super) fn emit(context: Context<'_>, items: &[Item], start: u64) -> Option<u64> {
+pub(super) fn emit(
+    context: Context<'_>,
+    items: &[Item],
+    start: u64,
+    tier: Tier<'_>,
+) -> Option<u64> {
     let first = items.first()?;
     if kind(first) == Kind::Handled && first.op.is_last() {
         return None;
     }
     let mut emitter = Emitter::new(context, start);
+    match tier {
+        Tier::Plain => {}
+        Tier::Counted => emitter.count(first)?,
+        Tier::Hot(notes) => emitter.begin_hot(items, notes)?,
+    }
     let mut open = true;
-    for item in items {
-        match emitter.item(item)? {
+    for (number, item) in items.iter().enumerate() {
+        if !emitter.check_before(items, number) {
+            return None;
+        }
+        let sites = emitter.context.numbered.sites.len();
+        let behind = emitter.item(item)?;
+        if emitter.context.numbered.sites.len() != sites {
+            emitter.forget_scratch();
+        }
+        emitter.checked_behind(number);
+        match behind {
             Behind::Next => {}
             Behind::Nothing => {
                 open = false;
@@ -104,6 +137,45 @@ pub(super) fn emit(context: Context<'_>, items: &[Item], start: u64) -> Option<u
 }
 
 impl Emitter<'_> {
+    /// Counts an entry. What comes first has more than five bytes, so that it
+    /// can be made a jump.
+    fn count(&mut self, first: &Item) -> Option<()> {
+        let counter = self.context.area.slot()?;
+        self.context.area.set_slot(counter, self.context.hot_after);
+        let enough = self.asm.here();
+        let site = self.site(&first.op, None);
+        let fix = self.asm.jump();
+        self.cold.push(Cold::Promote(fix, site));
+        self.entry = self.asm.here();
+        let counter = Mem::Near(counter);
+        self.asm.load(S0, counter);
+        self.asm.lea(S0, at(S0, -1));
+        self.asm.store(counter, S0);
+        self.asm.jump_back_if_rcx_zero(enough);
+        Some(())
+    }
+
+    fn begin_hot(&mut self, items: &[Item], notes: &[(u32, Note)]) -> Option<()> {
+        self.hot = Some(Hot::new(items, self.start, notes));
+        // NOP of five bytes, which can be made a jump.
+        self.asm.raw(&[0x0f, 0x1f, 0x44, 0, 0]);
+        let last = items.len() - 1;
+        let loops = items.iter().enumerate().any(|(number, item)| {
+            let instruction = &item.instruction;
+            let jump = instruction.is_jcc_short_or_near()
+                || number == last && instruction.is_jmp_short_or_near();
+            jump && instruction.near_branch_target() == 0
+        });
+        if !loops || items[0].live != 0 {
+            return Some(());
+        }
+        if !self.check_loop(items) {
+            return None;
+        }
+        self.head = Some(self.asm.here());
+        self.look_for_requests_at_head()
+    }
+
     fn item(&mut self, item: &Item) -> Option<Behind> {
         let done = match kind(item) {
             Kind::Nothing => true,

@@ -3,7 +3,7 @@
 //! They run on the host's own stack, with the guest's registers in the state.
 //! Each returns the address of the code to go on with, or 0 to leave.
 
-use super::emit::{MissedAccess, Site};
+use super::emit::{Address, MissedAccess, Site};
 use super::tlb::Filling;
 use crate::Vp;
 use crate::mmu::{self, Access, Target};
@@ -15,7 +15,7 @@ use crate::state::reg;
 ///
 /// `vp` must be what [`super::Vp::enter`] put into the link, and nothing else
 /// may use the processor meanwhile.
-unsafe fn processor<'a>(vp: *mut Vp) -> &'a mut Vp {
+pub(super) unsafe fn processor<'a>(vp: *mut Vp) -> &'a mut Vp {
     // SAFETY: as demanded; `enter` holds the processor exclusively, and
     // does nothing but wait for the code that calls here.
     unsafe { &mut *vp }
@@ -25,14 +25,14 @@ unsafe fn processor<'a>(vp: *mut Vp) -> &'a mut Vp {
 pub(super) unsafe extern "sysv64" fn access(vp: *mut Vp, number: u64) -> u64 {
     // SAFETY: called by emitted code only, with the link's pointer.
     let vp = unsafe { processor(vp) };
-    vp.peer.leave();
+    vp.come_outside();
     let Some(site) = vp.site(number) else {
         return 0;
     };
     if let Some(missed) = site.access
         && vp.fill_fast(&missed)
     {
-        return vp.go_on(site.retry);
+        return vp.go_on(site.retry, site.start.wrapping_add(site.op.offset.into()));
     }
     vp.handle_site(&site)
 }
@@ -41,7 +41,7 @@ pub(super) unsafe extern "sysv64" fn access(vp: *mut Vp, number: u64) -> u64 {
 pub(super) unsafe extern "sysv64" fn handle(vp: *mut Vp, number: u64) -> u64 {
     // SAFETY: as in `access`.
     let vp = unsafe { processor(vp) };
-    vp.peer.leave();
+    vp.come_outside();
     let Some(site) = vp.site(number) else {
         return 0;
     };
@@ -52,13 +52,13 @@ pub(super) unsafe extern "sysv64" fn handle(vp: *mut Vp, number: u64) -> u64 {
 pub(super) unsafe extern "sysv64" fn vectors(vp: *mut Vp, number: u64) -> u64 {
     // SAFETY: as in `access`.
     let vp = unsafe { processor(vp) };
-    vp.peer.leave();
+    vp.come_outside();
     let Some(site) = vp.site(number) else {
         return 0;
     };
     if vp.vectors_usable() {
         vp.link.vectors = 1;
-        return vp.go_on(site.retry);
+        return vp.go_on(site.retry, site.start.wrapping_add(site.op.offset.into()));
     }
     // The interpreter knows what is to be done.
     vp.state.rip = site.start.wrapping_add(u64::from(site.op.offset));
@@ -71,21 +71,34 @@ pub(super) unsafe extern "sysv64" fn vectors(vp: *mut Vp, number: u64) -> u64 {
 pub(super) unsafe extern "sysv64" fn bottom(vp: *mut Vp, _number: u64) -> u64 {
     // SAFETY: as in `access`.
     let vp = unsafe { processor(vp) };
-    vp.peer.leave();
+    vp.come_outside();
     vp.state.rip = vp.link.target;
     0
 }
 
 impl Vp {
-    fn site(&self, number: u64) -> Option<Site> {
+    pub(super) fn site(&self, number: u64) -> Option<Site> {
         let translator = self.translator.as_ref()?;
         translator.numbered.sites.get(number as usize).copied()
     }
 
-    /// Goes back into emitted code.
-    fn go_on(&mut self, code: u64) -> u64 {
+    /// Emitted code has called Rust.
+    pub(super) fn come_outside(&mut self) {
+        self.peer.leave();
+        self.left_version = self.mmu.fast.as_ref().map_or(0, |fast| fast.version);
+    }
+
+    /// Goes back into emitted code, unless translations have been dropped that
+    /// the code in between may have checked: then the guest goes on at `rip`
+    /// from outside.
+    pub(super) fn go_on(&mut self, code: u64, rip: u64) -> u64 {
         self.choose_table();
         self.go_inside();
+        let version = self.mmu.fast.as_ref().map_or(0, |fast| fast.version);
+        if version != self.left_version {
+            self.state.rip = rip;
+            return 0;
+        }
         code
     }
 
@@ -114,35 +127,51 @@ impl Vp {
             return 0;
         }
         self.link.vectors &= u64::from(self.vectors_usable());
-        self.go_on(site.resume)
+        self.go_on(site.resume, start.wrapping_add(op.end()))
     }
 
     /// Gives an access a translation, if its memory can be used directly.
     fn fill_fast(&mut self, missed: &MissedAccess) -> bool {
-        let address = &missed.address;
+        let linear = self.linear_of(&missed.address);
+        self.fill_fast_at(linear, missed.size, missed.write, missed.aligned)
+    }
+
+    /// The linear address that an address means now.
+    pub(super) fn linear_of(&self, address: &Address) -> u64 {
         let part = |number: Option<u8>| number.map_or(0, |n| self.state.gpr[usize::from(n) & 15]);
         let index = address.index.map_or(0, |(n, scale)| part(Some(n)) << scale);
         let segment = address
             .segment
             .map_or(0, |n| self.state.seg[usize::from(n) & 7].base);
-        let linear = part(address.base)
+        part(address.base)
             .wrapping_add(index)
             .wrapping_add(address.displacement as u64)
-            .wrapping_add(segment);
-        let crosses = (linear & mmu::PAGE_MASK) + u64::from(missed.size) > 0x1000;
-        if crosses || (missed.aligned && linear & 15 != 0) || !mmu::canonical(linear) {
+            .wrapping_add(segment)
+    }
+
+    /// Enters the translation for `size` bytes at `linear` in the table.
+    pub(super) fn fill_fast_at(
+        &mut self,
+        linear: u64,
+        size: u32,
+        write: bool,
+        aligned: bool,
+    ) -> bool {
+        let crosses = (linear & mmu::PAGE_MASK) + u64::from(size) > 0x1000;
+        if crosses || (aligned && linear & 15 != 0) || !mmu::canonical(linear) {
             return false;
         }
-        let usable = |found: &(_, _, bool, _)| !missed.write || found.2;
+        let wanted = write;
+        let usable = |found: &(_, _, bool, _)| !wanted || found.2;
         let found = match self.mmu.cached(linear).filter(usable) {
             Some(found) => Some(found),
-            None => self.walk_fast(linear, missed.write),
+            None => self.walk_fast(linear, wanted),
         };
         let Some((host, page, writable, large)) = found else {
             return false;
         };
         let write = writable && !self.mmu.code.is_code(page);
-        if missed.write && !write {
+        if wanted && !write {
             return false;
         }
         let table = self.choose_table();

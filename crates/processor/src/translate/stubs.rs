@@ -2,9 +2,10 @@
 //! functions and back.
 
 use super::area::Area;
-use super::asm::{Asm, host};
-use super::layout::{PLACES, S1, S2, field, flags, image, register};
-use super::runtime;
+use super::asm::{Asm, Mem, at, cc, host};
+use super::layout::{PLACES, S0, S1, S2, field, flags, image, register};
+use super::tlb::{INDEX_MASK, STORES};
+use super::{cells, refill, runtime};
 use crate::state::Fpu;
 
 /// Addresses of the stubs.
@@ -20,6 +21,12 @@ pub(super) struct Stubs {
     pub handle: u64,
     /// Calls [`runtime::vectors`] with the number in [`S1`].
     pub vectors: u64,
+    /// Calls [`super::refill::promote`] with the number in [`S1`].
+    pub promote: u64,
+    /// Fill the cell at [`S1`] for the linear address in [`S0`], for
+    /// supervisor's and user's code, and for loads and stores. Uses all scratch
+    /// registers and the flags.
+    pub refill: [[u64; 2]; 2],
     /// Where a return through an empty shadow stack would lead.
     pub bottom: u64,
 }
@@ -85,11 +92,77 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
     stubs.vectors = a.here();
     a.constant(S2, runtime::vectors as *const () as u64);
     a.jump_to(call);
+    stubs.promote = a.here();
+    a.constant(S2, refill::promote as *const () as u64);
+    a.jump_to(call);
+    for user in [false, true] {
+        for write in [false, true] {
+            stubs.refill[usize::from(user)][usize::from(write)] = a.here();
+            emit_refill(&mut a, user, write, call);
+        }
+    }
     stubs.bottom = a.here();
     a.store(field!(target), S2);
     a.constant(S2, runtime::bottom as *const () as u64);
     a.jump_to(call);
     area.place(a.bytes()).then_some(stubs)
+}
+
+/// Finds a cell's translation in the table in use.
+fn emit_refill(a: &mut Asm, user: bool, write: bool, call: u64) {
+    let half = if write { STORES } else { 0 };
+    a.copy(S2, S0);
+    // SHR R15, 8; AND R15D, index: 16 bytes for each page.
+    a.raw(&[0x49, 0xc1, 0xef, 8, 0x41, 0x81, 0xe7]);
+    a.raw(&((INDEX_MASK >> 8) as u32).to_le_bytes());
+    a.add(S2, field!(table));
+    a.add(S0, at(S2, half));
+    a.compare(S0, 0xfff);
+    let other = a.jump_if(cc::A);
+    // CMP CX, page_limit
+    a.with_memory(&[0x66], false, &[0x3b], S0, at(S1, cells::PAGE_LIMIT), &[]);
+    let crosses = a.jump_if(cc::A);
+    a.load(S0, at(S2, half));
+    a.load(S2, at(S2, half + 8));
+    a.store(at(S1, cells::ADDEND as i32), S2);
+    // DEC countdown
+    a.with_memory(&[], false, &[0xff], 1, at(S1, cells::COUNTDOWN), &[]);
+    let review = a.jump_if(cc::E);
+    // TEST RCX, RCX: pages of the lower half are negative here.
+    a.with_registers(true, &[0x85], S0, S0);
+    let mut outs = vec![a.jump_if(if user { cc::NS } else { cc::S })];
+    if !user {
+        a.load(S2, field!(table));
+        // CMP R15, kernel_table
+        a.with_memory(&[], true, &[0x3b], S2, field!(kernel_table), &[]);
+        outs.push(a.jump_if(cc::NE));
+    }
+    a.store(at(S1, 0), S0);
+    // MOVZX ECX, page_limit
+    a.with_memory(&[], false, &[0x0f, 0xb7], S0, at(S1, cells::PAGE_LIMIT), &[]);
+    a.store(at(S1, cells::LIMIT as i32), S0);
+    // CMP logged, 0
+    a.with_memory(&[], false, &[0x80], 7, at(S1, cells::LOGGED), &[0]);
+    outs.push(a.jump_if(cc::NE));
+    // MOV logged, 1
+    a.with_memory(&[], false, &[0xc6], 0, at(S1, cells::LOGGED), &[1]);
+    let Mem::Vp(logs) = field!(logs) else { return };
+    let log = Mem::Vp(logs + 8 * usize::from(user));
+    a.load(S0, log);
+    a.store(at(S0, 0), S1);
+    a.lea(S0, at(S0, 8));
+    a.store(log, S0);
+    for out in outs {
+        a.bind(out);
+    }
+    a.raw(&[0xc3]);
+    for fix in [other, crosses, review] {
+        a.bind(fix);
+    }
+    // The return address is not needed.
+    a.lea(host::RSP, at(host::RSP, 8));
+    a.constant(S2, refill::refill as *const () as u64);
+    a.jump_to(call);
 }
 
 fn push(a: &mut Asm, register: u8) {

@@ -121,7 +121,24 @@ pub(crate) struct FastTlb {
     clock: u64,
     /// Moves on whenever an entry may have been dropped.
     pub(super) version: u64,
+    /// What places of supervisor's (0) and user's (1) code remember must be
+    /// dropped.
+    pub(super) dropped: [bool; 2],
 }
+
+/// Neighbouring pages that are neighbours in this process as well.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    /// The linear address of the first one.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Leads to the host's addresses.
+    pub addend: u64,
+}
+
+/// Pages that a run reaches at most on each side of an address.
+const MOST_NEIGHBOURS: u64 = 64;
 
 impl FastTlb {
     pub(crate) fn new(pages: usize) -> Self {
@@ -132,6 +149,7 @@ impl FastTlb {
             writers: vec![NONE; pages],
             clock: 0,
             version: 0,
+            dropped: [false; 2],
         }
     }
 
@@ -156,6 +174,12 @@ impl FastTlb {
         });
         self.tables[number].used = clock;
         number
+    }
+
+    /// The table of supervisor code without rights to user pages, which with
+    /// no SMAP is the one that has them.
+    pub(crate) fn kernel_table(&self, guarded: bool) -> usize {
+        usize::from(!guarded)
     }
 
     /// Where a table lies.
@@ -195,13 +219,50 @@ impl FastTlb {
         }
     }
 
+    /// The run around an address, of what the table has now. `None` if it
+    /// has not even that page.
+    pub(super) fn run(&self, number: usize, linear: u64, write: bool) -> Option<Run> {
+        let half = if write { SLOTS } else { 0 };
+        let entries = &self.tables.get(number)?.entries;
+        let of = |page: u64| {
+            let entry = entries[half + ((page >> 12) as usize & (SLOTS - 1))];
+            (entry.negated_page == page.wrapping_neg()).then_some(entry.addend)
+        };
+        let mut start = linear & !0xfff;
+        let addend = of(start)?;
+        let mut end = start;
+        for _ in 0..MOST_NEIGHBOURS {
+            let next = end.wrapping_add(0x1000);
+            if (next ^ linear) >> 63 != 0 || of(next) != Some(addend) {
+                break;
+            }
+            end = next;
+        }
+        for _ in 0..MOST_NEIGHBOURS {
+            let before = start.wrapping_sub(0x1000);
+            if (before ^ linear) >> 63 != 0 || of(before) != Some(addend) {
+                break;
+            }
+            start = before;
+        }
+        Some(Run {
+            start,
+            length: end.wrapping_sub(start).wrapping_add(0x1000),
+            addend,
+        })
+    }
+
     /// Code of a page is about to be cached: drops its entries for stores.
     /// `host` is the page in this process.
     pub(crate) fn protect(&mut self, page: u32, host: *mut u8) {
-        self.version += 1;
         let Some(writer) = self.writers.get_mut(page as usize) else {
             return;
         };
+        if *writer == NONE {
+            return;
+        }
+        self.version += 1;
+        self.dropped = [true; 2];
         match std::mem::replace(writer, NONE) {
             NONE => {}
             MANY => self.protect_all(host),
@@ -228,6 +289,8 @@ impl FastTlb {
     /// where `high`.
     pub(crate) fn switch(&mut self, high: bool) {
         self.version += 1;
+        self.dropped[1] = true;
+        self.dropped[0] |= high;
         for table in &mut self.tables[..SUPERVISOR_TABLES] {
             if high {
                 table.clear();
@@ -242,6 +305,7 @@ impl FastTlb {
         self.version += 1;
         let slot = (linear >> 12) as usize & (SLOTS - 1);
         let half = (linear >> 63) as usize;
+        self.dropped[1 - half] = true;
         for table in &mut self.tables {
             if table.large[half] {
                 table.clear();
@@ -254,6 +318,7 @@ impl FastTlb {
     /// Drops everything; address spaces get new numbers.
     pub(crate) fn flush_all(&mut self) {
         self.version += 1;
+        self.dropped = [true; 2];
         for (number, table) in self.tables.iter_mut().enumerate() {
             if number < SUPERVISOR_TABLES {
                 table.clear();
