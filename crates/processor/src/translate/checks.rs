@@ -543,7 +543,10 @@ impl Hot {
         let size = i64::from(own.size);
         let moved = |parts: &Parts, change| shift(parts, change).unwrap_or(0);
         let at = own.address.displacement.checked_add(moved(&parts, change))?;
-        at.checked_add(1 << 30)?;
+        // Beside registers, displacements have 32 bits.
+        if parts.0.is_some() || parts.1.is_some() {
+            i32::try_from(at.checked_sub(MOST)?).ok()?;
+        }
         if self.covering(&parts, at, own.size, own.write).is_some() {
             return None;
         }

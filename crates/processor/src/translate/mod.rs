@@ -57,7 +57,7 @@ pub(crate) use tlb::FastTlb;
 use crate::Vp;
 use crate::block::{BuildKeyHasher, MAX_CODE};
 use crate::fault::Exit;
-use crate::mmu::{PAGE_MASK, SLOW_SET};
+use crate::mmu::{Access, PAGE_MASK, Rights, SLOW_SET, Target};
 use crate::state::cr;
 use area::Area;
 use checks::{Check, Note};
@@ -306,8 +306,11 @@ impl Vp {
             return Ran::Interpret;
         }
         self.catch_up();
-        if let Some(code) = self.grant_wish() {
-            return self.enter(code);
+        if let Some(wish) = self.take_wish() {
+            return match self.grant(wish) {
+                Some(code) => self.enter(code),
+                None => Ran::Interpret,
+            };
         }
         let Some(code) = self.find_translated() else {
             return Ran::Interpret;
@@ -471,13 +474,12 @@ impl Vp {
         }
     }
 
-    /// Translates what hot code has asked for: what is to be entered then.
     #[inline]
-    fn grant_wish(&mut self) -> Option<u64> {
-        let wish = self.translator.as_mut()?.wish.take()?;
-        self.grant(wish)
+    fn take_wish(&mut self) -> Option<Want> {
+        self.translator.as_mut()?.wish.take()
     }
 
+    /// Translates what hot code has asked for: what is to be entered then.
     #[cold]
     fn grant(&mut self, wish: Want) -> Option<u64> {
         if let Some(rip) = self.translator.as_mut()?.again.take() {
@@ -491,15 +493,33 @@ impl Vp {
         self.translate_as(self.state.rip, wish)
     }
 
-    /// The key of the region at an address with a current mapping for fetches.
-    fn key(&self, rip: u64) -> Option<Key> {
+    /// The page in memory of code that is running. Its translation for
+    /// fetches may long have made room for others.
+    fn fetched(&mut self, rip: u64) -> Option<(*mut u8, u32)> {
         let user = self.state.cpl == 3;
-        let (_, page) = self.mmu.lookup_execute(rip, user)?;
+        if let Some(found) = self.mmu.lookup_execute(rip, user) {
+            return Some(found);
+        }
+        let rights = if user {
+            Rights::User
+        } else {
+            Rights::SupervisorAc
+        };
+        match self.mmu.resolve(&self.state, rip, Access::Execute, rights) {
+            Ok(Target::Ram(host, page)) => Some((host, page)),
+            _ => None,
+        }
+    }
+
+    /// The key of the region at an address.
+    fn key(&mut self, rip: u64) -> Option<Key> {
+        let user = self.state.cpl == 3;
+        let (_, page) = self.fetched(rip)?;
         Some(Key { rip, page, user })
     }
 
     /// The code at RIP without checks, if there is any.
-    fn plain_code(&self) -> Option<u64> {
+    fn plain_code(&mut self) -> Option<u64> {
         let key = self.key(self.state.rip)?;
         self.translator.as_ref()?.plain.get(&key).copied()
     }
@@ -525,12 +545,12 @@ impl Vp {
         self.translate_as(self.state.rip, Want::Counted).is_some()
     }
 
-    /// Translates the region at an address with a current mapping for fetches.
+    /// Translates the region at an address.
     #[cold]
     #[inline(never)]
     fn translate_as(&mut self, rip: u64, want: Want) -> Option<u64> {
         let user = self.state.cpl == 3;
-        let (host, page) = self.mmu.lookup_execute(rip, user)?;
+        let (host, page) = self.fetched(rip)?;
         let word = self.mark_code(page, host.wrapping_sub((rip & PAGE_MASK) as usize));
         let mut bytes = [0u8; MAX_CODE];
         let length = bytes.len().min((0x1000 - (rip & PAGE_MASK)) as usize);
@@ -559,7 +579,6 @@ impl Vp {
             Want::Hot => Tier::Hot(translator.notes.get(&key).map_or(&[], Vec::as_slice)),
         };
         let code = region::emit(context, &items, rip, tier)?;
-        if std::env::var_os("DBG_TIER").is_some() { eprintln!("{want:?} {rip:x} user {user} items {} checks {}", items.len(), translator.numbered.checks.len()); }
         let known = translator.pages.entry(page).or_insert(Page {
             word,
             regions: Vec::new(),
