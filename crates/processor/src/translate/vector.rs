@@ -30,13 +30,22 @@ pub(super) fn is_vector(item: &Item) -> bool {
     });
     known
         && operands
-        && (is_xmm(instruction) || is_mmx(instruction))
+        && (is_sse(instruction) || is_mmx(instruction))
         && !has_hidden_operands(instruction.mnemonic())
 }
 
-fn is_xmm(instruction: &Instruction) -> bool {
-    (0..instruction.op_count())
-        .any(|i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm())
+/// XMM registers or MXCSR are used.
+fn is_sse(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    // From memory to MMX registers.
+    let converts = matches!(
+        instruction.mnemonic(),
+        M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi
+    );
+    converts
+        || (0..instruction.op_count()).any(|i| {
+            instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm()
+        })
 }
 
 fn is_known(feature: CpuidFeature) -> bool {
@@ -96,7 +105,7 @@ impl Emitter<'_> {
         if is_mmx(&item.instruction) {
             self.want(item, Unit::X87);
         }
-        if is_xmm(&item.instruction) {
+        if is_sse(&item.instruction) {
             self.want(item, Unit::Vectors);
         }
         let operand = match item.instruction.op_kind(0) {
