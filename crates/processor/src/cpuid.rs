@@ -42,6 +42,8 @@ const AMD_COMMON_EDX: u32 = 0x0183_f3ff & !(1 << 11);
 mod leaf7_ebx {
     pub(super) const FSGSBASE: u32 = 1 << 0;
     pub(super) const TSC_ADJUST: u32 = 1 << 1;
+    /// FDP is written with an unmasked exception only.
+    pub(super) const FDP_EXCPTN_ONLY: u32 = 1 << 6;
     pub(super) const SMEP: u32 = 1 << 7;
     pub(super) const ERMS: u32 = 1 << 9;
     pub(super) const INVPCID: u32 = 1 << 10;
@@ -51,7 +53,7 @@ mod leaf7_ebx {
     pub(super) const SMAP: u32 = 1 << 20;
     pub(super) const CLFLUSHOPT: u32 = 1 << 23;
     pub(super) const BASE: u32 =
-        FSGSBASE | TSC_ADJUST | SMEP | ERMS | INVPCID | ZERO_FCS_FDS | SMAP;
+        FSGSBASE | TSC_ADJUST | FDP_EXCPTN_ONLY | SMEP | ERMS | INVPCID | ZERO_FCS_FDS | SMAP;
     pub(super) const HOST: u32 = RDSEED | CLFLUSHOPT;
 }
 

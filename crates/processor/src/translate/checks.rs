@@ -20,6 +20,7 @@ use super::emit::{Access, Address, Cold, Emitter};
 use super::flow::Item;
 use super::layout::{S0, S1, S2};
 use super::region::{Kind, kind};
+use super::units::Units;
 use crate::op::Op;
 use crate::state::reg;
 use iced_x86::{
@@ -103,6 +104,8 @@ pub(super) struct Check {
     pub user: bool,
     /// The check's code.
     pub retry: u64,
+    /// What that code relies on.
+    pub held: Units,
     /// Failures that left the region, since [`Check::since`].
     pub falls: u32,
     /// Time stamp of the last look.
@@ -427,6 +430,7 @@ impl Emitter<'_> {
             write: wanted.write,
             user: self.context.user,
             retry: self.asm.here(),
+            held: self.held,
             falls: 0,
             since: 0,
         });

@@ -11,6 +11,7 @@ use super::emit::{Access, Address, Cold, Emitter};
 use super::flow::Item;
 use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register};
 use super::links::{Edge, Way};
+use super::units::Units;
 use crate::mmu::canonical;
 use crate::state::reg;
 use iced_x86::{Mnemonic, OpKind};
@@ -197,7 +198,7 @@ impl Emitter<'_> {
             Cold::SlotOut(ways_out, edge)
         });
         self.resume_here(&mark);
-        self.vectors = false;
+        self.held = Units::NONE;
         Some(())
     }
 
@@ -402,7 +403,7 @@ impl Emitter<'_> {
         self.asm.call_through(field!(target));
         self.landing(Some(full), None, &mut Vec::new());
         self.resume_here(&mark);
-        self.vectors = false;
+        self.held = Units::NONE;
         Some(Behind::Next)
     }
 

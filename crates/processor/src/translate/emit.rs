@@ -8,6 +8,7 @@ use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register, segment_base
 use super::links::{Edge, Way};
 use super::stubs::Stubs;
 use super::tlb::STORES;
+use super::units::{Unit, Units};
 use crate::op::Op;
 use crate::state::seg;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
@@ -93,6 +94,11 @@ pub(super) struct Site {
     pub retry: u64,
     /// Code behind the instruction.
     pub resume: u64,
+    /// What code here relies on to be in place.
+    pub held: Units,
+    /// The last x87 instruction: its offset from `start` plus one, 0 if it lies
+    /// before the region.
+    pub pointer: u16,
 }
 
 /// An access whose translation emitted code did not find.
@@ -128,12 +134,12 @@ pub(super) enum Cold {
     Stack(Fix, u64, Access, u32),
     /// Calls [`super::runtime::handle`].
     Handle(Fix, u32),
-    /// Calls [`super::runtime::vectors`].
-    Vectors(Fix, u32),
     /// Fills a check's cell: the way in, the way back, the cell.
     Check(Fix, u64, u32),
     /// Calls [`super::refill::promote`].
     Promote(Fix, u32),
+    /// Calls for a unit: [`super::runtime::vectors`], [`super::runtime::x87`].
+    Unit(Fix, u32, Unit),
     /// An edge's way out.
     Edge(Vec<Fix>, u32),
     /// A jump through an edge's slot, and its way out.
@@ -174,12 +180,14 @@ pub(super) struct Emitter<'a> {
     pub entry: u64,
     pub info: InstructionInfoFactory,
     pub encoder: Encoder,
-    /// The vector registers are known to be in place.
-    pub vectors: bool,
     /// What only hot regions have.
     pub hot: Option<Hot>,
     /// Where backward branches to the region's start lead, if not to its entry.
     pub head: Option<u64>,
+    /// What is known to be in place.
+    pub held: Units,
+    /// See [`Site::pointer`].
+    pub pointer: u16,
 }
 
 /// A state of emission to go back to.
@@ -187,7 +195,8 @@ pub(super) struct Mark {
     at: u64,
     cold: usize,
     sites: usize,
-    vectors: bool,
+    held: Units,
+    pointer: u16,
 }
 
 impl<'a> Emitter<'a> {
@@ -201,9 +210,10 @@ impl<'a> Emitter<'a> {
             entry: base,
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
-            vectors: false,
             hot: None,
             head: None,
+            held: Units::NONE,
+            pointer: 0,
         }
     }
 
@@ -212,7 +222,8 @@ impl<'a> Emitter<'a> {
             at: self.asm.here(),
             cold: self.cold.len(),
             sites: self.context.numbered.sites.len(),
-            vectors: self.vectors,
+            held: self.held,
+            pointer: self.pointer,
         }
     }
 
@@ -221,7 +232,8 @@ impl<'a> Emitter<'a> {
         self.asm.truncate(mark.at);
         self.cold.truncate(mark.cold);
         self.context.numbered.sites.truncate(mark.sites);
-        self.vectors = mark.vectors;
+        self.held = mark.held;
+        self.pointer = mark.pointer;
         self.forget_scratch();
     }
 
@@ -236,6 +248,8 @@ impl<'a> Emitter<'a> {
             access,
             retry: self.asm.here(),
             resume: 0,
+            held: self.held,
+            pointer: self.pointer,
         });
         number
     }
@@ -255,7 +269,8 @@ impl<'a> Emitter<'a> {
         let stub = self.context.stubs.handle;
         self.leave_to(site, stub);
         self.resume_here(&mark);
-        self.vectors = false;
+        // Rust has noted it, and the handler may have changed it.
+        self.pointer = 0;
     }
 
     fn leave_to(&mut self, number: u32, stub: u64) {
@@ -571,9 +586,14 @@ impl<'a> Emitter<'a> {
                     self.asm.bind(fix);
                     self.leave_to(site, self.context.stubs.handle);
                 }
-                Cold::Vectors(fix, site) => {
+                Cold::Unit(fix, site, unit) => {
                     self.asm.bind(fix);
-                    self.leave_to(site, self.context.stubs.vectors);
+                    let stubs = &self.context.stubs;
+                    let stub = match unit {
+                        Unit::Vectors => stubs.vectors,
+                        Unit::X87 => stubs.x87,
+                    };
+                    self.leave_to(site, stub);
                 }
                 Cold::Edge(fixes, edge) => {
                     for fix in fixes {

@@ -160,7 +160,7 @@ fn reads(access: OpAccess, size: usize) -> bool {
     access != OpAccess::Write || size < 4
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     matches!(
         access,
         OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite

@@ -53,8 +53,23 @@ pub(crate) struct Link {
     pub(super) logs: [*mut u64; 2],
     /// Not 0 while the guest's vector registers and MXCSR are in the host's.
     pub(super) vectors: u64,
+    /// Not 0 while the guest's x87 registers are in the host's; see
+    /// [`super::units`].
+    pub(super) x87: u64,
+    /// The exception masks of the x87's control word.
+    pub(super) control_masks: u64,
+    /// Those of MXCSR, and its bits that do not exist.
+    pub(super) mxcsr_masks: u64,
     /// MXCSR of the host while the guest's is in place.
     pub(super) host_mxcsr: u32,
+    /// The same for the x87's control word.
+    pub(super) host_control: u16,
+    /// What FLDCW or LDMXCSR loads.
+    pub(super) control: u32,
+    /// Not 0 once what is in place was used.
+    pub(super) vectors_used: u8,
+    /// The same for x87.
+    pub(super) x87_used: u8,
 }
 
 impl Link {
@@ -81,7 +96,14 @@ impl Link {
             kernel_table: 0,
             logs: [std::ptr::null_mut(); 2],
             vectors: 0,
+            x87: 0,
+            control_masks: 0x3f,
+            mxcsr_masks: 0xffff_1f80,
             host_mxcsr: 0x1f80,
+            host_control: 0x37f,
+            control: 0x37f,
+            vectors_used: 0,
+            x87_used: 0,
         }
     }
 }

@@ -5,6 +5,7 @@ use super::cells::REVIEW;
 use super::checks::{Check, Note};
 use super::Want;
 use super::runtime::processor;
+use super::units::Units;
 use std::arch::x86_64::_rdtsc;
 
 /// Failures that leave the region before their frequency is looked at.
@@ -51,7 +52,7 @@ impl Vp {
         };
         let linear = self.linear_of(&check.address);
         if self.fill_cell(number, &check, linear) {
-            self.go_on(check.retry, check.start.wrapping_add(check.before.offset.into()))
+            self.go_on(check.held, check.retry, check.start.wrapping_add(check.before.offset.into()))
         } else {
             self.fall(number, &check)
         }
@@ -151,7 +152,7 @@ impl Vp {
         }
         let settled = self.translator.as_ref().is_some_and(|t| t.again.is_none());
         if settled && let Some(code) = self.plain_code() {
-            return self.go_on(code, self.state.rip);
+            return self.go_on(Units::NONE, code, self.state.rip);
         }
         self.wish(Want::Plain);
         0

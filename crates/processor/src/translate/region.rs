@@ -10,7 +10,7 @@ use super::checks::{Hot, Note};
 use super::emit::{Cold, Context, Emitter};
 use super::flow::{Item, liveness};
 use super::layout::S0;
-use super::{control::Behind, generic, vector};
+use super::{control::Behind, generic, vector, x87};
 use crate::decode::Decoder;
 use iced_x86::{FlowControl, Mnemonic};
 
@@ -50,6 +50,8 @@ pub(super) enum Kind {
     Nothing,
     Plain,
     Vector,
+    X87,
+    Mxcsr,
     Lea,
     Stack,
     Divide,
@@ -76,6 +78,8 @@ pub(super) fn kind(item: &Item) -> Kind {
         }
         _ if generic::is_plain(item) => Kind::Plain,
         _ if vector::is_vector(item) => Kind::Vector,
+        _ if x87::is_x87(item) => Kind::X87,
+        _ if x87::is_mxcsr(item) => Kind::Mxcsr,
         _ => Kind::Handled,
     }
 }
@@ -129,6 +133,7 @@ pub(super) fn emit(
         }
     }
     if open {
+        emitter.store_pointer();
         let end = emitter.behind(items.last()?);
         emitter.go_to(end, start)?;
     }
@@ -181,10 +186,13 @@ impl Emitter<'_> {
             Kind::Nothing => true,
             Kind::Plain => self.plain(item),
             Kind::Vector => self.vector(item),
+            Kind::X87 => self.x87(item),
+            Kind::Mxcsr => self.mxcsr(item),
             Kind::Lea => self.lea(item),
             Kind::Stack => self.stack(item),
             Kind::Divide => self.divide(item),
             Kind::Branch => {
+                self.store_pointer();
                 let mark = self.mark();
                 if let Some(behind) = self.branch(item) {
                     return Some(behind);

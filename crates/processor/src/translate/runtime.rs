@@ -5,6 +5,7 @@
 
 use super::emit::{Address, MissedAccess, Site};
 use super::tlb::Filling;
+use super::units::{Unit, Units};
 use crate::Vp;
 use crate::mmu::{self, Access, Target};
 use crate::state::reg;
@@ -32,7 +33,7 @@ pub(super) unsafe extern "sysv64" fn access(vp: *mut Vp, number: u64) -> u64 {
     if let Some(missed) = site.access
         && vp.fill_fast(&missed)
     {
-        return vp.go_on(site.retry, site.start.wrapping_add(site.op.offset.into()));
+        return vp.go_on(site.held, site.retry, site.start.wrapping_add(site.op.offset.into()));
     }
     vp.handle_site(&site)
 }
@@ -53,17 +54,15 @@ pub(super) unsafe extern "sysv64" fn vectors(vp: *mut Vp, number: u64) -> u64 {
     // SAFETY: as in `access`.
     let vp = unsafe { processor(vp) };
     vp.come_outside();
-    let Some(site) = vp.site(number) else {
-        return 0;
-    };
-    if vp.vectors_usable() {
-        vp.link.vectors = 1;
-        return vp.go_on(site.retry, site.start.wrapping_add(site.op.offset.into()));
-    }
-    // The interpreter knows what is to be done.
-    vp.state.rip = site.start.wrapping_add(u64::from(site.op.offset));
-    vp.interpret_next();
-    0
+    vp.want(number, Unit::Vectors)
+}
+
+/// x87 registers are wanted.
+pub(super) unsafe extern "sysv64" fn x87(vp: *mut Vp, number: u64) -> u64 {
+    // SAFETY: as in `access`.
+    let vp = unsafe { processor(vp) };
+    vp.come_outside();
+    vp.want(number, Unit::X87)
 }
 
 /// A return agreed with what lies above the empty shadow stack, which holds
@@ -77,9 +76,30 @@ pub(super) unsafe extern "sysv64" fn bottom(vp: *mut Vp, _number: u64) -> u64 {
 }
 
 impl Vp {
-    pub(super) fn site(&self, number: u64) -> Option<Site> {
+    /// The site, with what emission knows there noted in the state.
+    pub(super) fn site(&mut self, number: u64) -> Option<Site> {
         let translator = self.translator.as_ref()?;
-        translator.numbered.sites.get(number as usize).copied()
+        let site = translator.numbered.sites.get(number as usize).copied()?;
+        if site.pointer != 0 {
+            let at = site.start.wrapping_add(u64::from(site.pointer - 1));
+            self.state.fpu.set_instruction_pointer(at);
+        }
+        Some(site)
+    }
+
+    fn want(&mut self, number: u64, unit: Unit) -> u64 {
+        let Some(mut site) = self.site(number) else {
+            return 0;
+        };
+        let rip = site.start.wrapping_add(site.op.offset.into());
+        if self.place_unit(unit) {
+            site.held = site.held.with(unit);
+            return self.go_on(site.held, site.retry, rip);
+        }
+        // The interpreter knows what is to be done.
+        self.state.rip = rip;
+        self.interpret_next();
+        0
     }
 
     /// Emitted code has called Rust.
@@ -88,10 +108,14 @@ impl Vp {
         self.left_version = self.mmu.fast.as_ref().map_or(0, |fast| fast.version);
     }
 
-    /// Goes back into emitted code, unless translations have been dropped that
-    /// the code in between may have checked: then the guest goes on at `rip`
-    /// from outside.
-    pub(super) fn go_on(&mut self, code: u64, rip: u64) -> u64 {
+    /// Goes back into emitted code, unless what that code relies on is not
+    /// usable any more, or translations have been dropped that the code in
+    /// between may have checked: then the guest goes on at `rip` from outside.
+    pub(super) fn go_on(&mut self, held: Units, code: u64, rip: u64) -> u64 {
+        if !self.renew_units(held) {
+            self.state.rip = rip;
+            return 0;
+        }
         self.choose_table();
         self.go_inside();
         let version = self.mmu.fast.as_ref().map_or(0, |fast| fast.version);
@@ -126,8 +150,7 @@ impl Vp {
             self.state.rip = start.wrapping_add(op.end());
             return 0;
         }
-        self.link.vectors &= u64::from(self.vectors_usable());
-        self.go_on(site.resume, start.wrapping_add(op.end()))
+        self.go_on(site.held, site.resume, start.wrapping_add(op.end()))
     }
 
     /// Gives an access a translation, if its memory can be used directly.

@@ -3,10 +3,9 @@
 
 use super::area::Area;
 use super::asm::{Asm, Mem, at, cc, host};
-use super::layout::{PLACES, S0, S1, S2, field, flags, image, register};
+use super::layout::{PLACES, S0, S1, S2, field, flags, register};
 use super::tlb::{INDEX_MASK, STORES};
-use super::{cells, refill, runtime};
-use crate::state::Fpu;
+use super::{cells, refill, runtime, units};
 
 /// Addresses of the stubs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +26,8 @@ pub(super) struct Stubs {
     /// supervisor's and user's code, and for loads and stores. Uses all scratch
     /// registers and the flags.
     pub refill: [[u64; 2]; 2],
+    /// Calls [`runtime::x87`] with the number in [`S1`].
+    pub x87: u64,
     /// Where a return through an empty shadow stack would lead.
     pub bottom: u64,
 }
@@ -101,6 +102,9 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
             emit_refill(&mut a, user, write, call);
         }
     }
+    stubs.x87 = a.here();
+    a.constant(S2, runtime::x87 as *const () as u64);
+    a.jump_to(call);
     stubs.bottom = a.here();
     a.store(field!(target), S2);
     a.constant(S2, runtime::bottom as *const () as u64);
@@ -191,36 +195,14 @@ fn emit_spill(a: &mut Asm) {
     a.with_memory(&[0x66], false, &[0x89], host::RAX, flags(), &[]);
     a.store(field!(shadow), host::RSP);
     a.load(host::RSP, field!(host_stack));
-    // CMP vectors, 0
-    a.with_memory(&[], true, &[0x83], 7, field!(vectors), &[0]);
-    let none = a.jump_if(super::asm::cc::E);
-    for number in 0..16 {
-        move_vector(a, 0x11, number);
-    }
-    // STMXCSR and LDMXCSR
-    a.with_memory(&[], false, &[0x0f, 0xae], 3, image(Fpu::MXCSR), &[]);
-    a.with_memory(&[], false, &[0x0f, 0xae], 2, field!(host_mxcsr), &[]);
-    a.bind(none);
-}
-
-/// MOVUPS between a vector register and the image.
-fn move_vector(a: &mut Asm, opcode: u8, number: usize) {
-    let mem = image(Fpu::XMM + 16 * number);
-    a.with_memory(&[], false, &[0x0f, opcode], number as u8, mem, &[]);
+    units::emit_save(a);
 }
 
 /// The reverse, and on to the address in RAX.
 fn emit_reload(a: &mut Asm) {
     a.store(field!(resume), host::RAX);
     a.load(host::RSP, field!(shadow));
-    a.with_memory(&[], true, &[0x83], 7, field!(vectors), &[0]);
-    let none = a.jump_if(super::asm::cc::E);
-    for number in 0..16 {
-        move_vector(a, 0x10, number);
-    }
-    a.with_memory(&[], false, &[0x0f, 0xae], 3, field!(host_mxcsr), &[]);
-    a.with_memory(&[], false, &[0x0f, 0xae], 2, image(Fpu::MXCSR), &[]);
-    a.bind(none);
+    units::emit_load(a);
     // MOVZX EAX, flags; ADD AL, 7Fh; SAHF
     a.with_memory(&[], false, &[0x0f, 0xb7], host::RAX, flags(), &[]);
     a.raw(&[0x04, 0x7f, 0x9e]);

@@ -1,23 +1,18 @@
 //! SSE instructions as themselves.
 //!
-//! The guest's XMM registers and MXCSR are brought into the host's by the
-//! first vector instruction that needs them, and taken back whenever Rust
-//! runs. While they are in place all exceptions are masked; where the guest
-//! unmasks one, or SSE is not to be used, the interpreter does the work.
+//! They work on the guest's own registers, see [`super::units`]. While those
+//! are in place all exceptions are masked; where the guest unmasks one, or SSE
+//! is not to be used, the interpreter does the work. MMX is x87 here.
 
-use super::asm::{Mem, cc};
-use super::emit::{Access, Address, Cold, Emitter};
+use super::asm::Mem;
+use super::emit::{Access, Address, Emitter};
 use super::flow::Item;
-use super::layout::{S0, field};
-use crate::Vp;
-use crate::state::cr;
+use super::units::Unit;
+use super::x87::is_mmx;
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
 
-/// MXCSR with all exceptions masked.
-const MASKED: u32 = 0x1f80;
-
-/// The instruction runs as itself on XMM registers, general registers and
-/// memory, with all operands named but XMM0.
+/// The instruction runs as itself on XMM and MMX registers, general registers
+/// and memory, with all operands named but XMM0.
 pub(super) fn is_vector(item: &Item) -> bool {
     let instruction = &item.instruction;
     if item.op.is_last() || instruction.code().encoding() != EncodingKind::Legacy {
@@ -28,20 +23,36 @@ pub(super) fn is_vector(item: &Item) -> bool {
     let operands = (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
         OpKind::Register => {
             let register = instruction.op_register(i);
-            register.is_xmm() || register.is_gpr32() || register.is_gpr64()
+            register.is_xmm() || register.is_mm() || register.is_gpr32() || register.is_gpr64()
         }
         OpKind::Memory | OpKind::Immediate8 | OpKind::Immediate8_2nd => true,
         _ => false,
     });
-    let any = (0..instruction.op_count())
-        .any(|i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm());
-    known && operands && any && !has_hidden_operands(instruction.mnemonic())
+    known
+        && operands
+        && (is_sse(instruction) || is_mmx(instruction))
+        && !has_hidden_operands(instruction.mnemonic())
+}
+
+/// XMM registers or MXCSR are used.
+fn is_sse(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    // From memory to MMX registers.
+    let converts = matches!(
+        instruction.mnemonic(),
+        M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi
+    );
+    converts
+        || (0..instruction.op_count()).any(|i| {
+            instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm()
+        })
 }
 
 fn is_known(feature: CpuidFeature) -> bool {
     matches!(
         feature,
-        CpuidFeature::SSE
+        CpuidFeature::MMX
+            | CpuidFeature::SSE
             | CpuidFeature::SSE2
             | CpuidFeature::SSE3
             | CpuidFeature::SSSE3
@@ -63,6 +74,7 @@ fn has_hidden_operands(mnemonic: Mnemonic) -> bool {
             | M::Pcmpistri
             | M::Pcmpistrm
             | M::Maskmovdqu
+            | M::Maskmovq
     )
 }
 
@@ -90,7 +102,12 @@ impl Emitter<'_> {
     }
 
     fn try_vector(&mut self, item: &Item) -> Option<()> {
-        self.want_vectors(item);
+        if is_mmx(&item.instruction) {
+            self.want(item, Unit::X87);
+        }
+        if is_sse(&item.instruction) {
+            self.want(item, Unit::Vectors);
+        }
         let operand = match item.instruction.op_kind(0) {
             OpKind::Memory => Some(self.vector_operand(item, true)?),
             _ if item.instruction.op_count() > 1
@@ -117,38 +134,5 @@ impl Emitter<'_> {
             aligned: needs_alignment(instruction),
         };
         Some(self.probe(&access, &item.op))
-    }
-
-    /// The vector registers are in place behind this.
-    fn want_vectors(&mut self, item: &Item) {
-        if std::mem::replace(&mut self.vectors, true) {
-            return;
-        }
-        let site = self.site(&item.op, None);
-        let missing = if item.live == 0 {
-            // CMP vectors, 0
-            self.asm
-                .with_memory(&[], true, &[0x83], 7, field!(vectors), &[0]);
-            self.asm.jump_if(cc::E)
-        } else {
-            self.asm.load(S0, field!(vectors));
-            let missing = self.asm.jump_if_rcx_zero();
-            // JMP over the next jump
-            self.asm.raw(&[0xeb, 5]);
-            self.short(missing);
-            self.asm.jump()
-        };
-        self.cold.push(Cold::Vectors(missing, site));
-    }
-}
-
-impl Vp {
-    /// Vector instructions can run as themselves.
-    pub(super) fn vectors_usable(&self) -> bool {
-        let state = &self.state;
-        state.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0
-            && state.cr4 & cr::CR4_OSFXSR != 0
-            && state.fpu.mxcsr() & MASKED == MASKED
-            && state.fpu.mxcsr() >> 16 == 0
     }
 }

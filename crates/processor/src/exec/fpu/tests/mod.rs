@@ -13,4 +13,5 @@ mod machine;
 mod native;
 mod random;
 mod state;
+mod translated;
 mod unmasked;
