@@ -14,3 +14,5 @@ mod native;
 mod random;
 mod state;
 mod unmasked;
+mod vex;
+mod xsave;
