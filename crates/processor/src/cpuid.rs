@@ -51,6 +51,8 @@ mod leaf7_ebx {
     pub(super) const TSC_ADJUST: u32 = 1 << 1;
     pub(super) const BMI1: u32 = 1 << 3;
     pub(super) const AVX2: u32 = 1 << 5;
+    /// FDP is written with an unmasked exception only.
+    pub(super) const FDP_EXCPTN_ONLY: u32 = 1 << 6;
     pub(super) const SMEP: u32 = 1 << 7;
     pub(super) const BMI2: u32 = 1 << 8;
     pub(super) const ERMS: u32 = 1 << 9;
@@ -61,7 +63,7 @@ mod leaf7_ebx {
     pub(super) const SMAP: u32 = 1 << 20;
     pub(super) const CLFLUSHOPT: u32 = 1 << 23;
     pub(super) const BASE: u32 =
-        FSGSBASE | TSC_ADJUST | SMEP | ERMS | INVPCID | ZERO_FCS_FDS | SMAP;
+        FSGSBASE | TSC_ADJUST | FDP_EXCPTN_ONLY | SMEP | ERMS | INVPCID | ZERO_FCS_FDS | SMAP;
     pub(super) const HOST: u32 = RDSEED | CLFLUSHOPT;
 }
 

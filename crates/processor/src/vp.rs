@@ -405,18 +405,19 @@ impl Vp {
                 }
                 continue;
             }
-            match self.run_translated() {
+            let translate = match self.run_translated() {
                 Ran::Again => continue,
                 Ran::Exit(exit) => return exit,
-                Ran::Interpret => {}
-            }
+                Ran::Interpret => true,
+                Ran::Handlers => false,
+            };
             let Some(block) = self.next_block() else {
                 if let Some(exit) = self.stopped(0) {
                     return exit;
                 }
                 continue;
             };
-            if self.may_translate() && block.is_warm(self.warm) {
+            if translate && self.may_translate() && block.is_warm(self.warm) {
                 if self.translate_region() {
                     continue;
                 }

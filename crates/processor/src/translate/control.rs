@@ -11,6 +11,7 @@ use super::emit::{Access, Address, Cold, Emitter};
 use super::flow::Item;
 use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register};
 use super::links::{Edge, Way};
+use super::units::Units;
 use crate::mmu::canonical;
 use crate::state::reg;
 use iced_x86::{Mnemonic, OpKind};
@@ -141,7 +142,7 @@ impl Emitter<'_> {
             size: 8,
             write: true,
             live,
-            aligned: false,
+            aligned: 0,
         }
     }
 
@@ -173,7 +174,7 @@ impl Emitter<'_> {
             Cold::SlotOut(ways_out, edge)
         });
         self.resume_here(&mark);
-        self.vectors = false;
+        self.held = Units::NONE;
         Some(())
     }
 
@@ -253,7 +254,7 @@ impl Emitter<'_> {
             size: 8,
             write: false,
             live: item.live != 0,
-            aligned: false,
+            aligned: 0,
         };
         let mem = self.probe(&access, &item.op);
         self.asm.load(S2, mem);
@@ -346,7 +347,7 @@ impl Emitter<'_> {
                     size: 8,
                     write: false,
                     live: item.live != 0,
-                    aligned: false,
+                    aligned: 0,
                 };
                 let mem = self.probe(&access, &item.op);
                 self.asm.load(S2, mem);
@@ -378,7 +379,7 @@ impl Emitter<'_> {
         self.asm.call_through(field!(target));
         self.landing(Some(full), None, &mut Vec::new());
         self.resume_here(&mark);
-        self.vectors = false;
+        self.held = Units::NONE;
         Some(Behind::Next)
     }
 
@@ -417,7 +418,7 @@ impl Emitter<'_> {
                 size: size as u32,
                 write: false,
                 live: false,
-                aligned: false,
+                aligned: 0,
             };
             let mem = self.probe(&access, &item.op);
             self.asm.with_memory(&[], wide, &[0x8b], S2, mem, &[]);

@@ -7,6 +7,7 @@ use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register, segment_base
 use super::links::{Edge, Way};
 use super::stubs::Stubs;
 use super::tlb::STORES;
+use super::units::{Unit, Units};
 use crate::op::Op;
 use crate::state::seg;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
@@ -92,6 +93,11 @@ pub(super) struct Site {
     pub retry: u64,
     /// Code behind the instruction.
     pub resume: u64,
+    /// What code here relies on to be in place.
+    pub held: Units,
+    /// The last x87 instruction: its offset from `start` plus one, 0 if it lies
+    /// before the region.
+    pub pointer: u16,
 }
 
 /// An access whose translation emitted code did not find.
@@ -100,7 +106,7 @@ pub(super) struct MissedAccess {
     pub address: Address,
     pub size: u32,
     pub write: bool,
-    pub aligned: bool,
+    pub aligned: u8,
 }
 
 /// How an access is made.
@@ -114,8 +120,8 @@ pub(super) struct Access {
     pub write: bool,
     /// Status flags must be kept.
     pub live: bool,
-    /// Must be a multiple of 16.
-    pub aligned: bool,
+    /// Address bits that must be 0: none, or those of 16 or 32 bytes.
+    pub aligned: u8,
 }
 
 /// Code out of the way, emitted behind the region.
@@ -127,8 +133,8 @@ pub(super) enum Cold {
     Stack(Fix, u64, Access, u32),
     /// Calls [`super::runtime::handle`].
     Handle(Fix, u32),
-    /// Calls [`super::runtime::vectors`].
-    Vectors(Fix, u32),
+    /// Calls for a unit: [`super::runtime::vectors`], [`super::runtime::x87`].
+    Unit(Fix, u32, Unit),
     /// An edge's way out.
     Edge(Vec<Fix>, u32),
     /// A jump through an edge's slot, and its way out.
@@ -163,8 +169,10 @@ pub(super) struct Emitter<'a> {
     pub entry: u64,
     pub info: InstructionInfoFactory,
     pub encoder: Encoder,
-    /// The vector registers are known to be in place.
-    pub vectors: bool,
+    /// What is known to be in place.
+    pub held: Units,
+    /// See [`Site::pointer`].
+    pub pointer: u16,
 }
 
 /// A state of emission to go back to.
@@ -172,7 +180,8 @@ pub(super) struct Mark {
     at: u64,
     cold: usize,
     sites: usize,
-    vectors: bool,
+    held: Units,
+    pointer: u16,
 }
 
 impl<'a> Emitter<'a> {
@@ -186,7 +195,8 @@ impl<'a> Emitter<'a> {
             entry: base,
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
-            vectors: false,
+            held: Units::NONE,
+            pointer: 0,
         }
     }
 
@@ -195,7 +205,8 @@ impl<'a> Emitter<'a> {
             at: self.asm.here(),
             cold: self.cold.len(),
             sites: self.context.numbered.sites.len(),
-            vectors: self.vectors,
+            held: self.held,
+            pointer: self.pointer,
         }
     }
 
@@ -204,7 +215,8 @@ impl<'a> Emitter<'a> {
         self.asm.truncate(mark.at);
         self.cold.truncate(mark.cold);
         self.context.numbered.sites.truncate(mark.sites);
-        self.vectors = mark.vectors;
+        self.held = mark.held;
+        self.pointer = mark.pointer;
     }
 
     /// A new site for an instruction.
@@ -216,6 +228,8 @@ impl<'a> Emitter<'a> {
             access,
             retry: self.asm.here(),
             resume: 0,
+            held: self.held,
+            pointer: self.pointer,
         });
         number
     }
@@ -235,7 +249,8 @@ impl<'a> Emitter<'a> {
         let stub = self.context.stubs.handle;
         self.leave_to(site, stub);
         self.resume_here(&mark);
-        self.vectors = false;
+        // Rust has noted it, and the handler may have changed it.
+        self.pointer = 0;
     }
 
     fn leave_to(&mut self, number: u32, stub: u64) {
@@ -321,7 +336,7 @@ impl<'a> Emitter<'a> {
         let half = if access.write { STORES } else { 0 };
         if let Some((GUEST_RSP, disp)) = access.address.simple()
             && access.size <= 8
-            && !access.aligned
+            && access.aligned == 0
         {
             return self.probe_stack(access, disp, site);
         }
@@ -344,9 +359,9 @@ impl<'a> Emitter<'a> {
         let miss = a.jump_if(cc::A);
         self.cold.push(Cold::Access(miss, site));
         let a = &mut self.asm;
-        if access.aligned {
-            // TEST R15B, 15
-            a.raw(&[0x41, 0xf6, 0xc7, 15]);
+        if access.aligned != 0 {
+            // TEST R15B, mask
+            a.raw(&[0x41, 0xf6, 0xc7, access.aligned]);
             let miss = a.jump_if(cc::NE);
             self.cold.push(Cold::Access(miss, site));
         }
@@ -363,7 +378,7 @@ impl<'a> Emitter<'a> {
         self.look_up();
         let a = &mut self.asm;
         a.load(S2, at(S1, half));
-        if access.aligned {
+        if access.aligned != 0 {
             a.lea(
                 S2,
                 Mem::At {
@@ -372,7 +387,11 @@ impl<'a> Emitter<'a> {
                     disp: 0,
                 },
             );
-            a.extract(S0, S2, field!(aligned_mask));
+            let mask = match access.aligned {
+                15 => field!(aligned_mask),
+                _ => field!(aligned_mask_32),
+            };
+            a.extract(S0, S2, mask);
         } else {
             // The last byte lies in the page, so the first one does: the page
             // before has another slot.
@@ -539,9 +558,15 @@ impl<'a> Emitter<'a> {
                     self.asm.bind(fix);
                     self.leave_to(site, self.context.stubs.handle);
                 }
-                Cold::Vectors(fix, site) => {
+                Cold::Unit(fix, site, unit) => {
                     self.asm.bind(fix);
-                    self.leave_to(site, self.context.stubs.vectors);
+                    let stubs = &self.context.stubs;
+                    let stub = match unit {
+                        Unit::Vectors => stubs.vectors,
+                        Unit::X87 => stubs.x87,
+                        Unit::Upper => stubs.upper,
+                    };
+                    self.leave_to(site, stub);
                 }
                 Cold::Edge(fixes, edge) => {
                     for fix in fixes {

@@ -63,6 +63,10 @@ fn written(instruction: &Instruction) -> u32 {
             _ => RflagsBits::CF,
         },
         M::Shld | M::Shrd | M::Rcl | M::Rcr => 0,
+        // Processors differ in what becomes of the others.
+        M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip => {
+            RflagsBits::CF | RflagsBits::PF | RflagsBits::ZF
+        }
         _ => {
             let all = instruction.rflags_written()
                 | instruction.rflags_cleared()

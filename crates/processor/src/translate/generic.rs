@@ -79,6 +79,21 @@ pub(super) fn is_plain(item: &Item) -> bool {
         | M::Bsf
         | M::Bsr
         | M::Popcnt
+        | M::Tzcnt
+        | M::Lzcnt
+        | M::Andn
+        | M::Bextr
+        | M::Blsi
+        | M::Blsmsk
+        | M::Blsr
+        | M::Bzhi
+        | M::Mulx
+        | M::Pdep
+        | M::Pext
+        | M::Rorx
+        | M::Sarx
+        | M::Shlx
+        | M::Shrx
         | M::Crc32
         | M::Bswap
         | M::Movbe
@@ -160,7 +175,7 @@ fn reads(access: OpAccess, size: usize) -> bool {
     access != OpAccess::Write || size < 4
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     matches!(
         access,
         OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite
@@ -267,7 +282,7 @@ impl Emitter<'_> {
             size,
             write,
             live: item.live != 0,
-            aligned: false,
+            aligned: 0,
         };
         Some(self.probe(&access, &item.op))
     }

@@ -22,6 +22,8 @@ pub(crate) struct Link {
     pub(super) page_mask: u64,
     /// The same, and the lowest four.
     pub(super) aligned_mask: u64,
+    /// The same, and the lowest five.
+    pub(super) aligned_mask_32: u64,
     /// [`super::links::JUMP_MASK`].
     pub(super) jump_mask: u64,
     /// The tables for indirect jumps: supervisor's and user's.
@@ -48,8 +50,26 @@ pub(crate) struct Link {
     pub(super) no_stack_page: u64,
     /// Not 0 while the guest's vector registers and MXCSR are in the host's.
     pub(super) vectors: u64,
+    /// Not 0 while the guest's x87 registers are in the host's; see
+    /// [`super::units`].
+    pub(super) x87: u64,
+    /// Not 0 while upper halves of YMM registers are in the host's, where
+    /// vector registers are as well.
+    pub(super) upper: u64,
+    /// The exception masks of the x87's control word.
+    pub(super) control_masks: u64,
+    /// Those of MXCSR, and its bits that do not exist.
+    pub(super) mxcsr_masks: u64,
     /// MXCSR of the host while the guest's is in place.
     pub(super) host_mxcsr: u32,
+    /// The same for the x87's control word.
+    pub(super) host_control: u16,
+    /// What FLDCW or LDMXCSR loads.
+    pub(super) control: u32,
+    /// Not 0 once what is in place was used.
+    pub(super) vectors_used: u8,
+    /// The same for x87.
+    pub(super) x87_used: u8,
 }
 
 impl Link {
@@ -62,6 +82,7 @@ impl Link {
             index_mask: super::tlb::INDEX_MASK,
             page_mask: !0xfff,
             aligned_mask: !0xfff | 15,
+            aligned_mask_32: !0xfff | 31,
             jump_mask: super::links::JUMP_MASK,
             jumps: [0; 2],
             go: std::ptr::null(),
@@ -74,7 +95,15 @@ impl Link {
             stack_addend: 0,
             no_stack_page,
             vectors: 0,
+            x87: 0,
+            upper: 0,
+            control_masks: 0x3f,
+            mxcsr_masks: 0xffff_1f80,
             host_mxcsr: 0x1f80,
+            host_control: 0x37f,
+            control: 0x37f,
+            vectors_used: 0,
+            x87_used: 0,
         }
     }
 }
@@ -141,6 +170,21 @@ pub(super) fn segment_base(number: usize) -> Mem {
             + number * size_of::<crate::Segment>()
             + offset_of!(crate::Segment, base),
     )
+}
+
+/// The upper half of a YMM register.
+pub(super) fn upper_half(number: usize) -> Mem {
+    Mem::Vp(
+        offset_of!(Vp, state)
+            + offset_of!(State, fpu)
+            + offset_of!(crate::Fpu, upper)
+            + 16 * number,
+    )
+}
+
+/// [`crate::Fpu::upper_used`].
+pub(super) fn upper_used() -> Mem {
+    Mem::Vp(offset_of!(Vp, state) + offset_of!(State, fpu) + offset_of!(crate::Fpu, upper_used))
 }
 
 /// The FXSAVE image, from `offset` on.

@@ -46,7 +46,9 @@ mod stubs;
 #[cfg(test)]
 mod tests;
 mod tlb;
+mod units;
 mod vector;
+mod x87;
 
 pub(crate) use layout::Link;
 pub(crate) use tlb::FastTlb;
@@ -61,6 +63,7 @@ use links::{Jumps, Way};
 use std::arch::asm;
 use std::collections::HashMap;
 use stubs::Stubs;
+use units::Units;
 
 /// Entries of a block before it is translated.
 pub(crate) const WARM: u16 = 12;
@@ -93,6 +96,8 @@ pub(crate) enum Ran {
     Exit(Exit),
     /// There is none here.
     Interpret,
+    /// It ran, and the next instructions are the handlers'.
+    Handlers,
 }
 
 /// The translated code of one virtual processor.
@@ -317,7 +322,7 @@ impl Vp {
         let user = self.state.cpl == 3;
         if emptied || translator.shadow_user != user {
             if translator.shadow_user != user {
-                self.link.vectors = 0;
+                self.link.forget_units();
             }
             translator.shadow_user = user;
             self.link.shadow = self.link.shadow_top;
@@ -496,8 +501,7 @@ impl Vp {
     /// Runs emitted code.
     fn enter(&mut self, code: u64) -> Ran {
         self.choose_table();
-        // Code that used them last time will use them again.
-        self.link.vectors &= u64::from(self.vectors_usable());
+        self.renew_units(Units::NONE);
         let Some(translator) = &mut self.translator else {
             return Ran::Interpret;
         };
@@ -530,7 +534,7 @@ impl Vp {
             return Ran::Exit(exit);
         }
         if std::mem::take(&mut translator.interpret) {
-            return Ran::Interpret;
+            return Ran::Handlers;
         }
         Ran::Again
     }

@@ -7,7 +7,7 @@
 
 use super::emit::{Context, Emitter};
 use super::flow::{Item, liveness};
-use super::{control::Behind, generic, vector};
+use super::{control::Behind, generic, vector, x87};
 use crate::decode::Decoder;
 use iced_x86::{FlowControl, Mnemonic};
 
@@ -47,6 +47,9 @@ enum Kind {
     Nothing,
     Plain,
     Vector,
+    ZeroUpper,
+    X87,
+    Mxcsr,
     Lea,
     Stack,
     Divide,
@@ -73,6 +76,9 @@ fn kind(item: &Item) -> Kind {
         }
         _ if generic::is_plain(item) => Kind::Plain,
         _ if vector::is_vector(item) => Kind::Vector,
+        _ if vector::is_zeroing(item) => Kind::ZeroUpper,
+        _ if x87::is_x87(item) => Kind::X87,
+        _ if x87::is_mxcsr(item) => Kind::Mxcsr,
         _ => Kind::Handled,
     }
 }
@@ -96,6 +102,7 @@ pub(super) fn emit(context: Context<'_>, items: &[Item], start: u64) -> Option<u
         }
     }
     if open {
+        emitter.store_pointer();
         let end = emitter.behind(items.last()?);
         emitter.go_to(end, start)?;
     }
@@ -109,10 +116,17 @@ impl Emitter<'_> {
             Kind::Nothing => true,
             Kind::Plain => self.plain(item),
             Kind::Vector => self.vector(item),
+            Kind::ZeroUpper => {
+                self.zero_upper(item);
+                true
+            }
+            Kind::X87 => self.x87(item),
+            Kind::Mxcsr => self.mxcsr(item),
             Kind::Lea => self.lea(item),
             Kind::Stack => self.stack(item),
             Kind::Divide => self.divide(item),
             Kind::Branch => {
+                self.store_pointer();
                 let mark = self.mark();
                 if let Some(behind) = self.branch(item) {
                     return Some(behind);

@@ -5,6 +5,7 @@
 
 use super::emit::{MissedAccess, Site};
 use super::tlb::Filling;
+use super::units::Unit;
 use crate::Vp;
 use crate::mmu::{self, Access, Target};
 use crate::state::reg;
@@ -32,7 +33,7 @@ pub(super) unsafe extern "sysv64" fn access(vp: *mut Vp, number: u64) -> u64 {
     if let Some(missed) = site.access
         && vp.fill_fast(&missed)
     {
-        return vp.go_on(site.retry);
+        return vp.go_on(&site, site.retry, site.op.offset.into());
     }
     vp.handle_site(&site)
 }
@@ -53,17 +54,23 @@ pub(super) unsafe extern "sysv64" fn vectors(vp: *mut Vp, number: u64) -> u64 {
     // SAFETY: as in `access`.
     let vp = unsafe { processor(vp) };
     vp.peer.leave();
-    let Some(site) = vp.site(number) else {
-        return 0;
-    };
-    if vp.vectors_usable() {
-        vp.link.vectors = 1;
-        return vp.go_on(site.retry);
-    }
-    // The interpreter knows what is to be done.
-    vp.state.rip = site.start.wrapping_add(u64::from(site.op.offset));
-    vp.interpret_next();
-    0
+    vp.want(number, Unit::Vectors)
+}
+
+/// x87 registers are wanted.
+pub(super) unsafe extern "sysv64" fn x87(vp: *mut Vp, number: u64) -> u64 {
+    // SAFETY: as in `access`.
+    let vp = unsafe { processor(vp) };
+    vp.peer.leave();
+    vp.want(number, Unit::X87)
+}
+
+/// Upper halves of vector registers are wanted.
+pub(super) unsafe extern "sysv64" fn upper(vp: *mut Vp, number: u64) -> u64 {
+    // SAFETY: as in `access`.
+    let vp = unsafe { processor(vp) };
+    vp.peer.leave();
+    vp.want(number, Unit::Upper)
 }
 
 /// A return agreed with what lies above the empty shadow stack, which holds
@@ -77,13 +84,40 @@ pub(super) unsafe extern "sysv64" fn bottom(vp: *mut Vp, _number: u64) -> u64 {
 }
 
 impl Vp {
-    fn site(&self, number: u64) -> Option<Site> {
+    /// The site, with what emission knows there noted in the state.
+    fn site(&mut self, number: u64) -> Option<Site> {
         let translator = self.translator.as_ref()?;
-        translator.numbered.sites.get(number as usize).copied()
+        let site = translator.numbered.sites.get(number as usize).copied()?;
+        if site.pointer != 0 {
+            let at = site.start.wrapping_add(u64::from(site.pointer - 1));
+            self.state.fpu.set_instruction_pointer(at);
+        }
+        Some(site)
     }
 
-    /// Goes back into emitted code.
-    fn go_on(&mut self, code: u64) -> u64 {
+    fn want(&mut self, number: u64, unit: Unit) -> u64 {
+        let Some(mut site) = self.site(number) else {
+            return 0;
+        };
+        let at = u64::from(site.op.offset);
+        if self.place_unit(unit) {
+            site.held = site.held.with(unit);
+            return self.go_on(&site, site.retry, at);
+        }
+        // The interpreter knows what is to be done.
+        self.state.rip = site.start.wrapping_add(at);
+        self.interpret_next();
+        0
+    }
+
+    /// Goes back into emitted code of a site; `at` from the region's start is
+    /// the instruction there. Leaves if what the code relies on is not usable
+    /// any more.
+    fn go_on(&mut self, site: &Site, code: u64, at: u64) -> u64 {
+        if !self.renew_units(site.held) {
+            self.state.rip = site.start.wrapping_add(at);
+            return 0;
+        }
         self.choose_table();
         self.go_inside();
         code
@@ -113,8 +147,7 @@ impl Vp {
             self.state.rip = start.wrapping_add(op.end());
             return 0;
         }
-        self.link.vectors &= u64::from(self.vectors_usable());
-        self.go_on(site.resume)
+        self.go_on(site, site.resume, op.end())
     }
 
     /// Gives an access a translation, if its memory can be used directly.
@@ -130,7 +163,7 @@ impl Vp {
             .wrapping_add(address.displacement as u64)
             .wrapping_add(segment);
         let crosses = (linear & mmu::PAGE_MASK) + u64::from(missed.size) > 0x1000;
-        if crosses || (missed.aligned && linear & 15 != 0) || !mmu::canonical(linear) {
+        if crosses || linear & u64::from(missed.aligned) != 0 || !mmu::canonical(linear) {
             return false;
         }
         let usable = |found: &(_, _, bool, _)| !missed.write || found.2;

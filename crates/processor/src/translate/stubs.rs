@@ -3,9 +3,8 @@
 
 use super::area::Area;
 use super::asm::{Asm, host};
-use super::layout::{PLACES, S1, S2, field, flags, image, register};
-use super::runtime;
-use crate::state::Fpu;
+use super::layout::{PLACES, S1, S2, field, flags, register};
+use super::{runtime, units};
 
 /// Addresses of the stubs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,6 +19,10 @@ pub(super) struct Stubs {
     pub handle: u64,
     /// Calls [`runtime::vectors`] with the number in [`S1`].
     pub vectors: u64,
+    /// Calls [`runtime::x87`] with the number in [`S1`].
+    pub x87: u64,
+    /// Calls [`runtime::upper`] with the number in [`S1`].
+    pub upper: u64,
     /// Where a return through an empty shadow stack would lead.
     pub bottom: u64,
 }
@@ -85,6 +88,12 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
     stubs.vectors = a.here();
     a.constant(S2, runtime::vectors as *const () as u64);
     a.jump_to(call);
+    stubs.x87 = a.here();
+    a.constant(S2, runtime::x87 as *const () as u64);
+    a.jump_to(call);
+    stubs.upper = a.here();
+    a.constant(S2, runtime::upper as *const () as u64);
+    a.jump_to(call);
     stubs.bottom = a.here();
     a.store(field!(target), S2);
     a.constant(S2, runtime::bottom as *const () as u64);
@@ -118,36 +127,14 @@ fn emit_spill(a: &mut Asm) {
     a.with_memory(&[0x66], false, &[0x89], host::RAX, flags(), &[]);
     a.store(field!(shadow), host::RSP);
     a.load(host::RSP, field!(host_stack));
-    // CMP vectors, 0
-    a.with_memory(&[], true, &[0x83], 7, field!(vectors), &[0]);
-    let none = a.jump_if(super::asm::cc::E);
-    for number in 0..16 {
-        move_vector(a, 0x11, number);
-    }
-    // STMXCSR and LDMXCSR
-    a.with_memory(&[], false, &[0x0f, 0xae], 3, image(Fpu::MXCSR), &[]);
-    a.with_memory(&[], false, &[0x0f, 0xae], 2, field!(host_mxcsr), &[]);
-    a.bind(none);
-}
-
-/// MOVUPS between a vector register and the image.
-fn move_vector(a: &mut Asm, opcode: u8, number: usize) {
-    let mem = image(Fpu::XMM + 16 * number);
-    a.with_memory(&[], false, &[0x0f, opcode], number as u8, mem, &[]);
+    units::emit_save(a);
 }
 
 /// The reverse, and on to the address in RAX.
 fn emit_reload(a: &mut Asm) {
     a.store(field!(resume), host::RAX);
     a.load(host::RSP, field!(shadow));
-    a.with_memory(&[], true, &[0x83], 7, field!(vectors), &[0]);
-    let none = a.jump_if(super::asm::cc::E);
-    for number in 0..16 {
-        move_vector(a, 0x10, number);
-    }
-    a.with_memory(&[], false, &[0x0f, 0xae], 3, field!(host_mxcsr), &[]);
-    a.with_memory(&[], false, &[0x0f, 0xae], 2, image(Fpu::MXCSR), &[]);
-    a.bind(none);
+    units::emit_load(a);
     // MOVZX EAX, flags; ADD AL, 7Fh; SAHF
     a.with_memory(&[], false, &[0x0f, 0xb7], host::RAX, flags(), &[]);
     a.raw(&[0x04, 0x7f, 0x9e]);

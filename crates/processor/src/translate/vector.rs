@@ -1,26 +1,24 @@
-//! SSE instructions as themselves.
+//! SSE and AVX instructions as themselves.
 //!
-//! The guest's XMM registers and MXCSR are brought into the host's by the
-//! first vector instruction that needs them, and taken back whenever Rust
-//! runs. While they are in place all exceptions are masked; where the guest
-//! unmasks one, or SSE is not to be used, the interpreter does the work.
+//! They work on the guest's own registers, see [`super::units`]. While those
+//! are in place all exceptions are masked; where the guest unmasks one, or SSE
+//! is not to be used, the interpreter does the work. MMX is x87 here.
 
-use super::asm::{Mem, cc};
-use super::emit::{Access, Address, Cold, Emitter};
+use super::asm::Mem;
+use super::emit::{Access, Address, Emitter};
 use super::flow::Item;
-use super::layout::{S0, field};
-use crate::Vp;
-use crate::state::cr;
+use super::units::Unit;
+use super::x87::is_mmx;
+use crate::exec::vex::is_aligned;
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
 
-/// MXCSR with all exceptions masked.
-const MASKED: u32 = 0x1f80;
-
-/// The instruction runs as itself on XMM registers, general registers and
-/// memory, with all operands named but XMM0.
+/// The instruction runs as itself on XMM and MMX registers, general registers
+/// and memory, with all operands named but XMM0.
 pub(super) fn is_vector(item: &Item) -> bool {
     let instruction = &item.instruction;
-    if item.op.is_last() || instruction.code().encoding() != EncodingKind::Legacy {
+    let encoding = instruction.code().encoding();
+    let encodable = matches!(encoding, EncodingKind::Legacy | EncodingKind::VEX);
+    if item.op.is_last() || !encodable || instruction.is_vsib() {
         return false;
     }
     let features = instruction.cpuid_features();
@@ -28,20 +26,38 @@ pub(super) fn is_vector(item: &Item) -> bool {
     let operands = (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
         OpKind::Register => {
             let register = instruction.op_register(i);
-            register.is_xmm() || register.is_gpr32() || register.is_gpr64()
+            register.is_xmm()
+                || register.is_ymm()
+                || register.is_mm()
+                || register.is_gpr32()
+                || register.is_gpr64()
         }
         OpKind::Memory | OpKind::Immediate8 | OpKind::Immediate8_2nd => true,
         _ => false,
     });
-    let any = (0..instruction.op_count())
-        .any(|i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm());
-    known && operands && any && !has_hidden_operands(instruction.mnemonic())
+    known
+        && operands
+        && (is_vectorial(instruction) || is_mmx(instruction))
+        && !has_hidden_operands(instruction.mnemonic())
+}
+
+fn is_vectorial(instruction: &Instruction) -> bool {
+    (0..instruction.op_count())
+        .filter(|&i| instruction.op_kind(i) == OpKind::Register)
+        .any(|i| instruction.op_register(i).is_xmm() || instruction.op_register(i).is_ymm())
+}
+
+/// VZEROUPPER or VZEROALL.
+pub(super) fn is_zeroing(item: &Item) -> bool {
+    let mnemonic = item.instruction.mnemonic();
+    !item.op.is_last() && matches!(mnemonic, Mnemonic::Vzeroupper | Mnemonic::Vzeroall)
 }
 
 fn is_known(feature: CpuidFeature) -> bool {
     matches!(
         feature,
-        CpuidFeature::SSE
+        CpuidFeature::MMX
+            | CpuidFeature::SSE
             | CpuidFeature::SSE2
             | CpuidFeature::SSE3
             | CpuidFeature::SSSE3
@@ -49,6 +65,10 @@ fn is_known(feature: CpuidFeature) -> bool {
             | CpuidFeature::SSE4_2
             | CpuidFeature::AES
             | CpuidFeature::PCLMULQDQ
+            | CpuidFeature::AVX
+            | CpuidFeature::AVX2
+            | CpuidFeature::FMA
+            | CpuidFeature::F16C
     )
 }
 
@@ -63,16 +83,31 @@ fn has_hidden_operands(mnemonic: Mnemonic) -> bool {
             | M::Pcmpistri
             | M::Pcmpistrm
             | M::Maskmovdqu
+            | M::Maskmovq
+            | M::Vpcmpestri
+            | M::Vpcmpestri64
+            | M::Vpcmpestrm
+            | M::Vpcmpestrm64
+            | M::Vpcmpistri
+            | M::Vpcmpistrm
+            | M::Vmaskmovdqu
     )
 }
 
-fn needs_alignment(instruction: &Instruction) -> bool {
+/// Address bits that must be 0.
+fn alignment(instruction: &Instruction) -> u8 {
     use Mnemonic as M;
-    instruction.memory_size().size() == 16
-        && !matches!(
-            instruction.mnemonic(),
-            M::Movups | M::Movupd | M::Movdqu | M::Lddqu
-        )
+    let size = instruction.memory_size().size();
+    let aligned = if instruction.code().encoding() == EncodingKind::VEX {
+        is_aligned(instruction.mnemonic())
+    } else {
+        size == 16
+            && !matches!(
+                instruction.mnemonic(),
+                M::Movups | M::Movupd | M::Movdqu | M::Lddqu
+            )
+    };
+    if aligned { size as u8 - 1 } else { 0 }
 }
 
 impl Emitter<'_> {
@@ -90,15 +125,17 @@ impl Emitter<'_> {
     }
 
     fn try_vector(&mut self, item: &Item) -> Option<()> {
-        self.want_vectors(item);
-        let operand = match item.instruction.op_kind(0) {
-            OpKind::Memory => Some(self.vector_operand(item, true)?),
-            _ if item.instruction.op_count() > 1
-                && item.instruction.op_kind(1) == OpKind::Memory =>
-            {
-                Some(self.vector_operand(item, false)?)
-            }
-            _ => None,
+        if is_mmx(&item.instruction) {
+            self.want(item, Unit::X87);
+        }
+        if is_vectorial(&item.instruction) {
+            let vex = item.instruction.code().encoding() == EncodingKind::VEX;
+            self.want(item, if vex { Unit::Upper } else { Unit::Vectors });
+        }
+        let memory = |&i: &u32| item.instruction.op_kind(i) == OpKind::Memory;
+        let operand = match (0..item.instruction.op_count()).find(memory) {
+            Some(i) => Some(self.vector_operand(item, i == 0)?),
+            None => None,
         };
         self.emit_with(item, operand, false)
     }
@@ -106,7 +143,7 @@ impl Emitter<'_> {
     fn vector_operand(&mut self, item: &Item, write: bool) -> Option<Mem> {
         let instruction = &item.instruction;
         let size = instruction.memory_size().size() as u32;
-        if !matches!(size, 1 | 2 | 4 | 8 | 16) {
+        if !matches!(size, 1 | 2 | 4 | 8 | 16 | 32) {
             return None;
         }
         let access = Access {
@@ -114,41 +151,8 @@ impl Emitter<'_> {
             size,
             write,
             live: item.live != 0,
-            aligned: needs_alignment(instruction),
+            aligned: alignment(instruction),
         };
         Some(self.probe(&access, &item.op))
-    }
-
-    /// The vector registers are in place behind this.
-    fn want_vectors(&mut self, item: &Item) {
-        if std::mem::replace(&mut self.vectors, true) {
-            return;
-        }
-        let site = self.site(&item.op, None);
-        let missing = if item.live == 0 {
-            // CMP vectors, 0
-            self.asm
-                .with_memory(&[], true, &[0x83], 7, field!(vectors), &[0]);
-            self.asm.jump_if(cc::E)
-        } else {
-            self.asm.load(S0, field!(vectors));
-            let missing = self.asm.jump_if_rcx_zero();
-            // JMP over the next jump
-            self.asm.raw(&[0xeb, 5]);
-            self.short(missing);
-            self.asm.jump()
-        };
-        self.cold.push(Cold::Vectors(missing, site));
-    }
-}
-
-impl Vp {
-    /// Vector instructions can run as themselves.
-    pub(super) fn vectors_usable(&self) -> bool {
-        let state = &self.state;
-        state.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0
-            && state.cr4 & cr::CR4_OSFXSR != 0
-            && state.fpu.mxcsr() & MASKED == MASKED
-            && state.fpu.mxcsr() >> 16 == 0
     }
 }

@@ -7,8 +7,9 @@
 //! What CPUID may offer for this module: leaf 1 EDX FPU, MMX, FXSR, SSE, SSE2,
 //! CLFSH; ECX SSE3, SSSE3, SSE4.1, SSE4.2, AES and PCLMULQDQ where the host
 //! has them (they are undefined opcodes otherwise), XSAVE; leaf 7 EBX CLFLUSHOPT
-//! and bit 13 (FCS and FDS are deprecated: always saved as 0); leaf 0Dh as
-//! [`xsave`] has it. MXCSR_MASK is [`MXCSR_MASK`].
+//! bit 6 (FDP is written with an unmasked exception only, as FOP is) and bit 13
+//! (FCS and FDS are deprecated: always saved as 0); leaf 0Dh as [`xsave`] has
+//! it. MXCSR_MASK is [`MXCSR_MASK`].
 //!
 //! With CR0.NE clear, a pending x87 exception would assert FERR# and wait for
 //! an interrupt; here nothing is connected to FERR# and IGNNE# is always

@@ -12,9 +12,12 @@ pub(super) const BUSY: u16 = 1 << 15;
 const TOP: u16 = 7 << 11;
 
 impl Fpu {
-    const FOP: usize = 6;
-    const FIP: usize = 8;
-    const FDP: usize = 16;
+    /// Offset of FOP in the FXSAVE image.
+    pub(crate) const FOP: usize = 6;
+    /// Offset of FIP.
+    pub(crate) const FIP: usize = 8;
+    /// Offset of FDP.
+    pub(crate) const FDP: usize = 16;
 
     fn word(&self, at: usize) -> u16 {
         u16::from_le_bytes([self.fxsave[at], self.fxsave[at + 1]])

@@ -179,7 +179,11 @@ fn commit(vp: &mut Vp, op: &Op) {
     vp.state.fpu.set_instruction_pointer(rip);
 }
 
+/// Only with an unmasked exception (CPUID.7 EBX bit 6).
 fn set_data_pointer(vp: &mut Vp, op: &Op) {
+    if !vp.state.fpu.pending() {
+        return;
+    }
     let offset = vp.effective(op);
     vp.state.fpu.set_data_pointer(offset);
 }

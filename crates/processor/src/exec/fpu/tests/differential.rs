@@ -357,11 +357,7 @@ fn every_form_equals_the_host() {
 #[test]
 fn every_form_translated_equals_the_host() {
     let mut bench = Bench::with(machine::machine_in(ProcessorMode::Translate));
-    let sse = |code: &Code| {
-        use iced_x86::CpuidFeature as F;
-        !matches!(code.cpuid_features().first(), Some(F::FPU | F::FPU387))
-    };
-    for code in codes().filter(sse) {
+    for code in codes() {
         let mut random = Random::new(0x7a45 ^ code as u64);
         for _ in 0..12 {
             let Some(instruction) = instruction(code, &mut random) else {
@@ -369,8 +365,9 @@ fn every_form_translated_equals_the_host() {
             };
             let bytes = encode(&instruction);
             bench.runner.prepare(&bytes);
+            let x87 = Form::new(&instruction).is_some_and(|form| form.is_x87());
             for _ in 0..6 {
-                bench.fill(&mut random, true, false, aligned(&instruction));
+                bench.fill(&mut random, true, x87, aligned(&instruction));
                 bench.runner.run(&mut bench.context);
                 let exit = machine::run_in_place(&mut bench.vp, &bytes);
                 assert_eq!(exit, Exit::Halt, "{instruction}");

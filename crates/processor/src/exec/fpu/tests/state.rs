@@ -166,7 +166,12 @@ fn pointers_are_the_guests() {
     // FLD QWORD [RBX + 8]
     ok(&mut vp, &[0xdd, 0x43, 0x08]);
     assert_eq!(vp.state.fpu.instruction_pointer(), 0x7654);
+    assert_eq!(vp.state.fpu.data_pointer(), 0, "no exception");
+    poke(&mut vp, DATA, &0x7ff0_0000_0000_0001u64.to_le_bytes());
+    vp.state.fpu.set_control_status(0x37e, 0);
+    ok(&mut vp, &[0xdd, 0x43, 0x08]);
     assert_eq!(vp.state.fpu.data_pointer(), DATA);
+    assert_eq!(vp.state.fpu.opcode(), 0x543);
     // Control instructions leave them alone.
     vp.state.rip = 0x8888;
     ok(&mut vp, &FNSTSW_AX);
