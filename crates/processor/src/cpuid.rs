@@ -1,13 +1,17 @@
 //! What CPUID tells: exactly what this processor implements, under the name
 //! of the host's processor.
 //!
-//! The instruction set is that of x86-64-v2 with x87, MMX and the system
+//! The instruction set is that of x86-64-v3 with x87, MMX and the system
 //! features of a current processor. Instructions that are handed to the host's
-//! own (RDRAND, AES and the like) are offered where the host has them. What a
+//! own (AVX, FMA, the BMIs, RDRAND, AES and the like) are offered where the
+//! host has them, so on an old host it is x86-64-v2. What a
 //! platform decides (APIC, topology, invariant TSC, hypervisor leaves) is left
 //! for whoever answers [`crate::Exit::Cpuid`] to fill in.
 
+use crate::exec::fpu::{COMPONENT_AVX, COMPONENTS, area_size};
+use crate::native::vex_feature;
 use crate::state::{State, cr};
+use iced_x86::CpuidFeature;
 use std::arch::x86_64::{__cpuid_count, CpuidResult};
 
 /// Bits of leaf 1, ECX.
@@ -15,6 +19,7 @@ mod leaf1_ecx {
     pub(super) const SSE3: u32 = 1 << 0;
     pub(super) const PCLMULQDQ: u32 = 1 << 1;
     pub(super) const SSSE3: u32 = 1 << 9;
+    pub(super) const FMA: u32 = 1 << 12;
     pub(super) const CX16: u32 = 1 << 13;
     pub(super) const PCID: u32 = 1 << 17;
     pub(super) const SSE4_1: u32 = 1 << 19;
@@ -24,6 +29,8 @@ mod leaf1_ecx {
     pub(super) const AES: u32 = 1 << 25;
     pub(super) const XSAVE: u32 = 1 << 26;
     pub(super) const OSXSAVE: u32 = 1 << 27;
+    pub(super) const AVX: u32 = 1 << 28;
+    pub(super) const F16C: u32 = 1 << 29;
     pub(super) const RDRAND: u32 = 1 << 30;
     /// Always offered.
     pub(super) const BASE: u32 =
@@ -42,9 +49,12 @@ const AMD_COMMON_EDX: u32 = 0x0183_f3ff & !(1 << 11);
 mod leaf7_ebx {
     pub(super) const FSGSBASE: u32 = 1 << 0;
     pub(super) const TSC_ADJUST: u32 = 1 << 1;
+    pub(super) const BMI1: u32 = 1 << 3;
+    pub(super) const AVX2: u32 = 1 << 5;
     /// FDP is written with an unmasked exception only.
     pub(super) const FDP_EXCPTN_ONLY: u32 = 1 << 6;
     pub(super) const SMEP: u32 = 1 << 7;
+    pub(super) const BMI2: u32 = 1 << 8;
     pub(super) const ERMS: u32 = 1 << 9;
     pub(super) const INVPCID: u32 = 1 << 10;
     /// FCS and FDS are saved as 0.
@@ -68,6 +78,8 @@ const LEAF7_EDX_ARCH_CAPABILITIES: u32 = 1 << 29;
 
 /// Leaf 0x8000_0001, ECX: LAHF in 64-bit mode, PREFETCHW.
 const EXT1_ECX: u32 = 1 << 0 | 1 << 8;
+/// The same: LZCNT.
+const EXT1_ECX_LZCNT: u32 = 1 << 5;
 /// The same for AMD: legacy multi-core reporting, topology extensions.
 const EXT1_ECX_AMD: u32 = 1 << 1 | 1 << 22;
 /// Leaf 0x8000_0001, EDX: SYSCALL.
@@ -106,10 +118,10 @@ const CR4: u64 = cr::CR4_VME
     | cr::CR4_SMEP
     | cr::CR4_SMAP;
 
-/// XCR0 bits that can be set: x87 and SSE.
-const XCR0: u64 = 3;
-/// An XSAVE area: legacy region and header.
-const XSAVE_SIZE: u32 = 576;
+/// XCR0 bits that can be set with any host: x87 and SSE.
+const XCR0_SSE: u64 = 3;
+/// Leaf 0Dh, subleaf 1, EAX: XSAVEOPT, XSAVEC, XGETBV of 1.
+const XSAVE_EXTENSIONS: u32 = 7;
 
 /// The last leaf.
 const MAX_LEAF: u32 = 0xd;
@@ -129,6 +141,8 @@ pub struct Features {
     leaf1: [u32; 2],
     /// Leaf 7, EBX, ECX and EDX.
     leaf7: [u32; 3],
+    /// LZCNT, as in leaf 0x8000_0001, ECX.
+    lzcnt: u32,
     /// Leaves 0x8000_0002 to 0x8000_0004.
     brand: [[u32; 4]; 3],
     /// Leaf 2 of an Intel host.
@@ -168,6 +182,29 @@ fn host_caches(leaf: u32) -> Vec<[u32; 4]> {
         .collect()
 }
 
+fn offered(bits: &[(CpuidFeature, u32)]) -> u32 {
+    let has = |(feature, bit): &(CpuidFeature, u32)| if vex_feature(*feature) { *bit } else { 0 };
+    bits.iter().map(has).fold(0, |all, bit| all | bit)
+}
+
+/// Leaf 1, ECX: what the host has, and its operating system allows.
+fn vex_leaf1() -> u32 {
+    offered(&[
+        (CpuidFeature::AVX, leaf1_ecx::AVX),
+        (CpuidFeature::FMA, leaf1_ecx::FMA),
+        (CpuidFeature::F16C, leaf1_ecx::F16C),
+    ])
+}
+
+/// The same for leaf 7, EBX.
+fn vex_leaf7() -> u32 {
+    offered(&[
+        (CpuidFeature::AVX2, leaf7_ebx::AVX2),
+        (CpuidFeature::BMI1, leaf7_ebx::BMI1),
+        (CpuidFeature::BMI2, leaf7_ebx::BMI2),
+    ])
+}
+
 impl Features {
     /// What is implemented, with the identity of the host's processor.
     pub fn host() -> Self {
@@ -184,12 +221,20 @@ impl Features {
             vendor: [b, c, d],
             amd,
             signature: leaf1[0] & 0x0fff_3fff,
-            leaf1: [leaf1_ecx::BASE | (leaf1[2] & leaf1_ecx::HOST), LEAF1_EDX],
+            leaf1: [
+                leaf1_ecx::BASE | (leaf1[2] & leaf1_ecx::HOST) | vex_leaf1(),
+                LEAF1_EDX,
+            ],
             leaf7: [
-                leaf7_ebx::BASE | (leaf7[1] & leaf7_ebx::HOST),
+                leaf7_ebx::BASE | (leaf7[1] & leaf7_ebx::HOST) | vex_leaf7(),
                 LEAF7_ECX_UMIP | (leaf7[2] & LEAF7_ECX_RDPID),
                 edx7,
             ],
+            lzcnt: if is_x86_feature_detected!("lzcnt") {
+                EXT1_ECX_LZCNT
+            } else {
+                0
+            },
             brand: [0x8000_0002, 0x8000_0003, 0x8000_0004].map(|leaf| host_leaf(leaf, 0)),
             cache_descriptors: if amd { [0; 4] } else { host_leaf(2, 0) },
             caches: host_caches(if amd { 0x8000_001d } else { 4 }),
@@ -224,7 +269,12 @@ impl Features {
 
     /// XCR0 bits that can be set.
     pub fn xcr0(&self) -> u64 {
-        XCR0
+        if self.avx() { COMPONENTS } else { XCR0_SSE }
+    }
+
+    /// AVX is offered.
+    pub fn avx(&self) -> bool {
+        self.leaf1[0] & leaf1_ecx::AVX != 0
     }
 
     /// EFER bits that can be set, besides those of every processor.
@@ -247,7 +297,7 @@ impl Features {
             2 => self.cache_descriptors,
             4 if !self.amd => self.cache(subleaf),
             7 if subleaf == 0 => [0, self.leaf7[0], self.leaf7[1], self.leaf7[2]],
-            0xd => self.xsave(subleaf),
+            0xd => self.xsave(subleaf, state),
             0x8000_0000..=0x8000_ffff => self.extended(leaf, subleaf, state),
             _ => [0; 4],
         }
@@ -266,10 +316,16 @@ impl Features {
         self.caches.get(subleaf as usize).copied().unwrap_or([0; 4])
     }
 
-    fn xsave(&self, subleaf: u32) -> [u32; 4] {
+    fn xsave(&self, subleaf: u32, state: &State) -> [u32; 4] {
+        let now = area_size(state.xcr0);
         match subleaf {
-            0 => [XCR0 as u32, XSAVE_SIZE, XSAVE_SIZE, 0],
-            // No XSAVEOPT, XSAVEC, XGETBV of 1, XSAVES.
+            0 => [self.xcr0() as u32, now, area_size(self.xcr0()), 0],
+            1 => [XSAVE_EXTENSIONS, now, 0, 0],
+            // The upper halves of the YMM registers, a component of user code.
+            2 if self.avx() => {
+                let at = area_size(0);
+                [area_size(COMPONENT_AVX) - at, at, 0, 0]
+            }
             _ => [0; 4],
         }
     }
@@ -304,10 +360,10 @@ impl Features {
     fn extended_1(&self, state: &State) -> [u32; 4] {
         if self.amd {
             let edx = self.leaf1[1] & AMD_COMMON_EDX | EXT1_EDX | EXT1_EDX_SYSCALL | EXT1_EDX_AMD;
-            return [self.signature, 0, EXT1_ECX | EXT1_ECX_AMD, edx];
+            return [self.signature, 0, EXT1_ECX | EXT1_ECX_AMD | self.lzcnt, edx];
         }
         let syscall = if state.code64() { EXT1_EDX_SYSCALL } else { 0 };
-        [0, 0, EXT1_ECX, EXT1_EDX | syscall]
+        [0, 0, EXT1_ECX | self.lzcnt, EXT1_EDX | syscall]
     }
 }
 
@@ -317,7 +373,7 @@ mod tests {
     use crate::state::seg;
 
     #[test]
-    fn offers_x86_64_v2_and_nothing_that_needs_avx() {
+    fn offers_x86_64_v2_with_any_host() {
         let features = Features::host();
         let mut state = State::power_on();
         let [_, _, ecx, edx] = features.cpuid(1, 0, &state);
@@ -328,18 +384,54 @@ mod tests {
             | leaf1_ecx::CX16
             | leaf1_ecx::POPCNT;
         assert_eq!(ecx & v2, v2);
-        // FMA, AVX, F16C; OSXSAVE only when the guest has set it.
-        assert_eq!(ecx & (1 << 12 | 1 << 28 | 1 << 29 | leaf1_ecx::OSXSAVE), 0);
         assert_eq!(edx & (1 << 23 | 1 << 24 | 1 << 25 | 1 << 26), 0xf << 23);
+        // OSXSAVE only when the guest has set it.
+        assert_eq!(ecx & leaf1_ecx::OSXSAVE, 0);
         state.cr4 |= cr::CR4_OSXSAVE;
         assert_ne!(features.cpuid(1, 0, &state)[2] & leaf1_ecx::OSXSAVE, 0);
-        // BMI1, AVX2, BMI2, AVX512F.
-        assert_eq!(
-            features.cpuid(7, 0, &state)[1] & (1 << 3 | 1 << 5 | 1 << 8 | 1 << 16),
-            0
-        );
-        assert_eq!(features.cpuid(0xd, 0, &state), [3, 576, 576, 0]);
+        // AVX512F, VAES.
+        let [_, ebx, ecx, _] = features.cpuid(7, 0, &state);
+        assert_eq!((ebx & 1 << 16, ecx & 1 << 9), (0, 0));
         assert_eq!(features.cpuid(7, 1, &state), [0; 4]);
+    }
+
+    #[test]
+    fn what_needs_the_host_is_the_hosts() {
+        let features = Features::host();
+        let state = State::power_on();
+        let bit = |leaf, register: usize, bit: u32| {
+            features.cpuid(leaf, 0, &state)[register] >> bit & 1 != 0
+        };
+        assert_eq!(bit(1, 2, 28), is_x86_feature_detected!("avx"));
+        assert_eq!(bit(1, 2, 12), is_x86_feature_detected!("fma"));
+        assert_eq!(bit(1, 2, 29), is_x86_feature_detected!("f16c"));
+        assert_eq!(bit(7, 1, 5), is_x86_feature_detected!("avx2"));
+        assert_eq!(bit(7, 1, 3), is_x86_feature_detected!("bmi1"));
+        assert_eq!(bit(7, 1, 8), is_x86_feature_detected!("bmi2"));
+        let lzcnt = bit(0x8000_0001, 2, 5);
+        assert_eq!(lzcnt, is_x86_feature_detected!("lzcnt"));
+    }
+
+    #[test]
+    fn areas_grow_with_xcr0() {
+        let features = Features::host();
+        let mut state = State::power_on();
+        let most = if features.avx() { 832 } else { 576 };
+        let mask = features.xcr0() as u32;
+        state.xcr0 = 1;
+        assert_eq!(features.cpuid(0xd, 0, &state), [mask, 576, most, 0]);
+        assert_eq!(features.cpuid(0xd, 1, &state), [7, 576, 0, 0]);
+        state.xcr0 = features.xcr0();
+        assert_eq!(features.cpuid(0xd, 0, &state), [mask, most, most, 0]);
+        assert_eq!(features.cpuid(0xd, 1, &state), [7, most, 0, 0]);
+        let upper = if features.avx() {
+            [256, 576, 0, 0]
+        } else {
+            [0; 4]
+        };
+        assert_eq!(features.cpuid(0xd, 2, &state), upper);
+        assert_eq!(features.cpuid(0xd, 3, &state), [0; 4]);
+        assert_eq!(features.cpuid(0xd, 63, &state), [0; 4]);
     }
 
     #[test]

@@ -263,15 +263,21 @@ pub struct Msrs {
     pub mcg_status: u64,
 }
 
-/// x87, MMX and SSE state as FXSAVE64 lays it out, and what XSAVE adds.
+/// x87, MMX, SSE and AVX state, laid out as an XSAVE area in standard format.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Fpu {
     /// The 512-byte FXSAVE64 image. The interpreter keeps the registers here.
     pub fxsave: [u8; 512],
-    /// XSAVE header and AVX upper halves (offset 512 of an XSAVE area), for
-    /// when the guest is offered them.
-    pub extended: [u8; 64 + 256],
+    /// Where an XSAVE area has XSTATE_BV. 0: the upper halves of all YMM
+    /// registers are zero, whatever `upper` holds. [`Fpu::UPPER_USED`]: they
+    /// are in `upper`.
+    pub upper_used: u64,
+    /// The rest of an XSAVE header.
+    header: [u8; 56],
+    /// Upper halves of YMM0 to YMM15 where `upper_used` says so; see
+    /// [`Fpu::upper`].
+    pub upper: [u8; 256],
 }
 
 impl Fpu {
@@ -281,12 +287,18 @@ impl Fpu {
     pub const ST: usize = 32;
     /// Offset of MXCSR.
     pub const MXCSR: usize = 24;
+    /// Offset of YMM0's upper half in an XSAVE area; they are 16 bytes apart.
+    pub const UPPER: usize = 576;
+    /// [`Fpu::upper_used`] while upper halves may differ from zero: XCR0's bit.
+    pub const UPPER_USED: u64 = 4;
 
     /// The state after reset: FCW 0x40, MXCSR 0x1F80, all else 0.
     pub fn power_on() -> Self {
         let mut fpu = Self {
             fxsave: [0; 512],
-            extended: [0; 64 + 256],
+            upper_used: 0,
+            header: [0; 56],
+            upper: [0; 256],
         };
         fpu.fxsave[0] = 0x40;
         fpu.set_mxcsr(0x1f80);
@@ -307,6 +319,35 @@ impl Fpu {
     pub fn set_xmm(&mut self, index: usize, value: u128) {
         let at = Self::XMM + 16 * (index & 15);
         self.fxsave[at..at + 16].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Bits 255:128 of YMM register `index`, 0 to 15.
+    #[inline]
+    pub fn upper(&self, index: usize) -> u128 {
+        if self.upper_used == 0 {
+            return 0;
+        }
+        let at = 16 * (index & 15);
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.upper[at..at + 16]);
+        u128::from_le_bytes(bytes)
+    }
+
+    /// Writes bits 255:128 of YMM register `index`, 0 to 15.
+    #[inline]
+    pub fn set_upper(&mut self, index: usize, value: u128) {
+        self.use_upper();
+        let at = 16 * (index & 15);
+        self.upper[at..at + 16].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Brings the upper halves into memory.
+    #[inline]
+    pub fn use_upper(&mut self) {
+        if self.upper_used == 0 {
+            self.upper.fill(0);
+            self.upper_used = Self::UPPER_USED;
+        }
     }
 
     /// MXCSR.

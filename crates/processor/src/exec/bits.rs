@@ -16,8 +16,10 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
         Mnemonic::Bts => bit(instruction, op, 1),
         Mnemonic::Btr => bit(instruction, op, 2),
         Mnemonic::Btc => bit(instruction, op, 3),
-        // TZCNT and LZCNT are not offered: without them the same bytes are
-        // BSF and BSR with a REP prefix that means nothing.
+        Mnemonic::Tzcnt if is_x86_feature_detected!("bmi1") => tzcnt,
+        Mnemonic::Lzcnt if is_x86_feature_detected!("lzcnt") => lzcnt,
+        // Where TZCNT and LZCNT are not offered, the same bytes are BSF and
+        // BSR with a REP prefix that means nothing.
         Mnemonic::Bsf | Mnemonic::Tzcnt => bsf,
         Mnemonic::Bsr | Mnemonic::Lzcnt => bsr,
         Mnemonic::Popcnt => popcnt,
@@ -174,7 +176,7 @@ macro_rules! scan {
                 4 => {
                     // A zero source leaves all 64 bits of the destination.
                     let result = $f32(old as u32, source as u32, flags);
-                    if source == 0 && stringify!($name) != "popcnt" {
+                    if source == 0 && matches!(stringify!($name), "bsf" | "bsr") {
                         return Ok(());
                     }
                     u64::from(result)
@@ -188,6 +190,8 @@ macro_rules! scan {
 }
 scan!(bsf, arith::bsf16, arith::bsf32, arith::bsf64);
 scan!(bsr, arith::bsr16, arith::bsr32, arith::bsr64);
+scan!(tzcnt, arith::tzcnt16, arith::tzcnt32, arith::tzcnt64);
+scan!(lzcnt, arith::lzcnt16, arith::lzcnt32, arith::lzcnt64);
 scan!(popcnt, arith::popcnt16, arith::popcnt32, arith::popcnt64);
 
 fn crc32(vp: &mut Vp, op: &Op) -> Step {

@@ -2,6 +2,8 @@
 //! (SDM 3A 2.5, 4.1, 4.10.4; SDM 2B "MOV—Move to/from Control Registers").
 
 use crate::Vp;
+use crate::exec::fpu::COMPONENT_AVX;
+use crate::exec::vex::XCR0_AVX;
 use crate::fault::{Exit, Step, Stop};
 use crate::host;
 use crate::mmu::PAGE_MASK;
@@ -108,7 +110,10 @@ pub(crate) fn xsetbv(vp: &mut Vp, _op: &Op) -> Step {
     let value = vp.state.gpr[reg::RAX] & 0xffff_ffff | vp.state.gpr[reg::RDX] << 32;
     let index = vp.state.gpr[reg::RCX] as u32;
     let offered = vp.config.features.xcr0();
-    if vp.state.cpl != 0 || index != 0 || value & 1 == 0 || value & !offered != 0 {
+    // AVX without SSE makes no sense to the processor either.
+    let consistent = value & XCR0_AVX != COMPONENT_AVX;
+    let valid = value & 1 != 0 && value & !offered == 0 && consistent;
+    if vp.state.cpl != 0 || index != 0 || !valid {
         return Err(vp.gp(0));
     }
     vp.state.xcr0 = value;
@@ -121,10 +126,11 @@ pub(crate) fn xgetbv(vp: &mut Vp, _op: &Op) -> Step {
     if vp.state.cr4 & cr::CR4_OSXSAVE == 0 {
         return Err(vp.ud());
     }
-    if vp.state.gpr[reg::RCX] as u32 != 0 {
-        return Err(vp.gp(0));
-    }
-    let value = vp.state.xcr0;
+    let value = match vp.state.gpr[reg::RCX] as u32 {
+        0 => vp.state.xcr0,
+        1 => vp.components_in_use(),
+        _ => return Err(vp.gp(0)),
+    };
     vp.state.gpr[reg::RAX] = value & 0xffff_ffff;
     vp.state.gpr[reg::RDX] = value >> 32;
     Ok(())

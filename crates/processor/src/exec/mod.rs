@@ -34,6 +34,7 @@ pub(crate) mod system;
 pub(crate) mod system_select;
 pub(crate) mod system_tables;
 pub(crate) mod task;
+pub(crate) mod vex;
 
 #[cfg(test)]
 mod system_tests;
@@ -58,6 +59,7 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op, mode: Mode) -> Opti
         .or_else(|| locked::select(instruction, op))
         .or_else(|| decimal::select(instruction, op))
         .or_else(|| fpu::select(instruction, op))
+        .or_else(|| vex::select(instruction, op, mode))
         .or_else(|| system_select::select(instruction, op))
 }
 

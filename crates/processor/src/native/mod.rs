@@ -6,7 +6,7 @@
 //! is emitted once per process: it loads the operands from where its
 //! arguments point, executes the instruction on fixed host registers, and
 //! stores the result back. Because registers and addresses are no part of a
-//! form, the number of stubs is bounded (some fifteen thousand, under two
+//! form, the number of stubs is bounded (some fifty thousand, under eight
 //! megabytes) and guests cannot make the code area grow beyond it.
 //!
 //! What may be emitted at all is an allow list by CPUID feature, see
@@ -15,8 +15,12 @@
 
 mod area;
 mod emit;
+mod vex;
 
+#[cfg(test)]
+pub(crate) use area::usage;
 pub(crate) use emit::{Form, Place};
+pub(crate) use vex::{OPERANDS, VexForm, vex_feature};
 
 use std::arch::asm;
 
@@ -81,6 +85,7 @@ pub(crate) struct Native {
 pub(crate) type Stub = u32;
 
 type StubFn = extern "sysv64" fn(*mut u8, *const u8, *mut Frame);
+type VexFn = extern "sysv64" fn(*const *mut u8, *mut Frame);
 
 impl Native {
     /// Maps the process's code area if no one has yet. Everything that needs
@@ -104,6 +109,18 @@ impl Native {
         // before its number was given out. Stubs are never changed or freed.
         let code = unsafe { std::mem::transmute::<*const u8, StubFn>(at) };
         code(first, second, &raw mut *self.frame);
+    }
+
+    /// Runs a stub from [`VexForm::stub`]. Each operand's pointer must be valid
+    /// for what the form has there: 8 bytes of a general register, a vector
+    /// register of an [`crate::Fpu`], or memory of the operand's size. Module
+    /// rule: `exec::vex` keeps it.
+    #[inline]
+    pub(crate) fn run_vex(&mut self, stub: Stub, operands: &[*mut u8; OPERANDS]) {
+        let at = self.base.wrapping_add(stub as usize);
+        // SAFETY: as in `run`, with the other signature.
+        let code = unsafe { std::mem::transmute::<*const u8, VexFn>(at) };
+        code(operands.as_ptr(), &raw mut *self.frame);
     }
 
     /// Runs an x87 stub on the image in the frame, its memory operand there too.

@@ -78,9 +78,8 @@ struct Open {
     to: i64,
     write: bool,
     cell: u32,
-    /// A displacement that is known to be a multiple of 16 away from zero
-    /// alignment.
-    aligned: Option<i64>,
+    /// A displacement whose address is known to have these bits clear.
+    aligned: Option<(i64, u8)>,
 }
 
 /// A check, as the runtime needs it.
@@ -168,7 +167,7 @@ impl Hot {
                 if let Some(change) = shift(&open.parts, effects.stack) {
                     open.from -= change;
                     open.to -= change;
-                    open.aligned = open.aligned.map(|at| at - change);
+                    open.aligned = open.aligned.map(|(at, mask)| (at - change, mask));
                 }
             }
             if self.s0.is_some_and(|(parts, _)| shift(&parts, 1).is_some()) {
@@ -494,11 +493,14 @@ impl Emitter<'_> {
         let hot = self.hot.as_mut()?;
         let open = hot.covering(&parts, at, access.size, access.write)?;
         let (cell, aligned) = (open.cell, open.aligned);
-        if access.aligned && aligned.is_none_or(|known| (known ^ at) & 15 != 0) {
+        let known = aligned.is_some_and(|(known, mask)| {
+            mask >= access.aligned && (known ^ at) & i64::from(access.aligned) == 0
+        });
+        if access.aligned != 0 && !known {
             if access.live {
                 return None;
             }
-            open.aligned = Some(at);
+            open.aligned = Some((at, access.aligned));
             self.check_alignment(access, op);
         }
         let place = self.context.area.cell_address(cell);
@@ -526,13 +528,13 @@ impl Emitter<'_> {
         })
     }
 
-    /// Leaves to the handler where an address is not a multiple of 16.
+    /// Leaves to the handler where an address is not aligned.
     fn check_alignment(&mut self, access: &Access, op: &Op) {
         let site = self.site(op, None);
         self.address(&access.address, 0, S2, S1);
         self.forget_scratch();
-        // TEST R15B, 15
-        self.asm.raw(&[0x41, 0xf6, 0xc7, 15]);
+        // TEST R15B, aligned
+        self.asm.raw(&[0x41, 0xf6, 0xc7, access.aligned]);
         let miss = self.asm.jump_if(cc::NE);
         self.cold.push(Cold::Access(miss, site));
     }

@@ -166,7 +166,7 @@ impl Emitter<'_> {
             size: 8,
             write: true,
             live,
-            aligned: false,
+            aligned: 0,
         }
     }
 
@@ -278,7 +278,7 @@ impl Emitter<'_> {
             size: 8,
             write: false,
             live: item.live != 0,
-            aligned: false,
+            aligned: 0,
         };
         let mem = self.probe(&access, &item.op);
         self.asm.load(S2, mem);
@@ -371,7 +371,7 @@ impl Emitter<'_> {
                     size: 8,
                     write: false,
                     live: item.live != 0,
-                    aligned: false,
+                    aligned: 0,
                 };
                 let mem = self.probe(&access, &item.op);
                 self.asm.load(S2, mem);
@@ -442,7 +442,7 @@ impl Emitter<'_> {
                 size: size as u32,
                 write: false,
                 live: false,
-                aligned: false,
+                aligned: 0,
             };
             let mem = self.probe(&access, &item.op);
             self.asm.with_memory(&[], wide, &[0x8b], S2, mem, &[]);

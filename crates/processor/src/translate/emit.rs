@@ -107,7 +107,7 @@ pub(super) struct MissedAccess {
     pub address: Address,
     pub size: u32,
     pub write: bool,
-    pub aligned: bool,
+    pub aligned: u8,
 }
 
 /// How an access is made.
@@ -121,8 +121,8 @@ pub(super) struct Access {
     pub write: bool,
     /// Status flags must be kept.
     pub live: bool,
-    /// Must be a multiple of 16.
-    pub aligned: bool,
+    /// Address bits that must be 0: none, or those of 16 or 32 bytes.
+    pub aligned: u8,
 }
 
 /// Code out of the way, emitted behind the region.
@@ -360,7 +360,7 @@ impl<'a> Emitter<'a> {
         let half = if access.write { STORES } else { 0 };
         if let Some((GUEST_RSP, disp)) = access.address.simple()
             && access.size <= 8
-            && !access.aligned
+            && access.aligned == 0
         {
             return self.probe_stack(access, disp, site);
         }
@@ -383,9 +383,9 @@ impl<'a> Emitter<'a> {
         let miss = a.jump_if(cc::A);
         self.cold.push(Cold::Access(miss, site));
         let a = &mut self.asm;
-        if access.aligned {
-            // TEST R15B, 15
-            a.raw(&[0x41, 0xf6, 0xc7, 15]);
+        if access.aligned != 0 {
+            // TEST R15B, mask
+            a.raw(&[0x41, 0xf6, 0xc7, access.aligned]);
             let miss = a.jump_if(cc::NE);
             self.cold.push(Cold::Access(miss, site));
         }
@@ -402,7 +402,7 @@ impl<'a> Emitter<'a> {
         self.look_up();
         let a = &mut self.asm;
         a.load(S2, at(S1, half));
-        if access.aligned {
+        if access.aligned != 0 {
             a.lea(
                 S2,
                 Mem::At {
@@ -411,7 +411,11 @@ impl<'a> Emitter<'a> {
                     disp: 0,
                 },
             );
-            a.extract(S0, S2, field!(aligned_mask));
+            let mask = match access.aligned {
+                15 => field!(aligned_mask),
+                _ => field!(aligned_mask_32),
+            };
+            a.extract(S0, S2, mask);
         } else {
             // The last byte lies in the page, so the first one does: the page
             // before has another slot.
@@ -592,6 +596,7 @@ impl<'a> Emitter<'a> {
                     let stub = match unit {
                         Unit::Vectors => stubs.vectors,
                         Unit::X87 => stubs.x87,
+                        Unit::Upper => stubs.upper,
                     };
                     self.leave_to(site, stub);
                 }

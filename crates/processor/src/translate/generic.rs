@@ -79,6 +79,21 @@ pub(super) fn is_plain(item: &Item) -> bool {
         | M::Bsf
         | M::Bsr
         | M::Popcnt
+        | M::Tzcnt
+        | M::Lzcnt
+        | M::Andn
+        | M::Bextr
+        | M::Blsi
+        | M::Blsmsk
+        | M::Blsr
+        | M::Bzhi
+        | M::Mulx
+        | M::Pdep
+        | M::Pext
+        | M::Rorx
+        | M::Sarx
+        | M::Shlx
+        | M::Shrx
         | M::Crc32
         | M::Bswap
         | M::Movbe
@@ -271,7 +286,7 @@ impl Emitter<'_> {
             size,
             write,
             live: item.live != 0,
-            aligned: false,
+            aligned: 0,
         };
         Some(self.probe(&access, &item.op))
     }

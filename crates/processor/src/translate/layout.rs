@@ -22,6 +22,8 @@ pub(crate) struct Link {
     pub(super) page_mask: u64,
     /// The same, and the lowest four.
     pub(super) aligned_mask: u64,
+    /// The same, and the lowest five.
+    pub(super) aligned_mask_32: u64,
     /// [`super::links::JUMP_MASK`].
     pub(super) jump_mask: u64,
     /// The tables for indirect jumps: supervisor's and user's.
@@ -56,6 +58,9 @@ pub(crate) struct Link {
     /// Not 0 while the guest's x87 registers are in the host's; see
     /// [`super::units`].
     pub(super) x87: u64,
+    /// Not 0 while upper halves of YMM registers are in the host's, where
+    /// vector registers are as well.
+    pub(super) upper: u64,
     /// The exception masks of the x87's control word.
     pub(super) control_masks: u64,
     /// Those of MXCSR, and its bits that do not exist.
@@ -82,6 +87,7 @@ impl Link {
             index_mask: super::tlb::INDEX_MASK,
             page_mask: !0xfff,
             aligned_mask: !0xfff | 15,
+            aligned_mask_32: !0xfff | 31,
             jump_mask: super::links::JUMP_MASK,
             jumps: [0; 2],
             go: std::ptr::null(),
@@ -97,6 +103,7 @@ impl Link {
             logs: [std::ptr::null_mut(); 2],
             vectors: 0,
             x87: 0,
+            upper: 0,
             control_masks: 0x3f,
             mxcsr_masks: 0xffff_1f80,
             host_mxcsr: 0x1f80,
@@ -170,6 +177,21 @@ pub(super) fn segment_base(number: usize) -> Mem {
             + number * size_of::<crate::Segment>()
             + offset_of!(crate::Segment, base),
     )
+}
+
+/// The upper half of a YMM register.
+pub(super) fn upper_half(number: usize) -> Mem {
+    Mem::Vp(
+        offset_of!(Vp, state)
+            + offset_of!(State, fpu)
+            + offset_of!(crate::Fpu, upper)
+            + 16 * number,
+    )
+}
+
+/// [`crate::Fpu::upper_used`].
+pub(super) fn upper_used() -> Mem {
+    Mem::Vp(offset_of!(Vp, state) + offset_of!(State, fpu) + offset_of!(crate::Fpu, upper_used))
 }
 
 /// The FXSAVE image, from `offset` on.

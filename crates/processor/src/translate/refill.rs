@@ -69,7 +69,7 @@ impl Vp {
             return false;
         }
         for address in [linear, last] {
-            if !self.fill_fast_at(address, 1, check.write, false) {
+            if !self.fill_fast_at(address, 1, check.write, 0) {
                 return false;
             }
             if linear >> 12 == last >> 12 {

@@ -50,6 +50,7 @@ pub(super) enum Kind {
     Nothing,
     Plain,
     Vector,
+    ZeroUpper,
     X87,
     Mxcsr,
     Lea,
@@ -78,6 +79,7 @@ pub(super) fn kind(item: &Item) -> Kind {
         }
         _ if generic::is_plain(item) => Kind::Plain,
         _ if vector::is_vector(item) => Kind::Vector,
+        _ if vector::is_zeroing(item) => Kind::ZeroUpper,
         _ if x87::is_x87(item) => Kind::X87,
         _ if x87::is_mxcsr(item) => Kind::Mxcsr,
         _ => Kind::Handled,
@@ -186,6 +188,10 @@ impl Emitter<'_> {
             Kind::Nothing => true,
             Kind::Plain => self.plain(item),
             Kind::Vector => self.vector(item),
+            Kind::ZeroUpper => {
+                self.zero_upper(item);
+                true
+            }
             Kind::X87 => self.x87(item),
             Kind::Mxcsr => self.mxcsr(item),
             Kind::Lea => self.lea(item),

@@ -65,6 +65,14 @@ pub(super) unsafe extern "sysv64" fn x87(vp: *mut Vp, number: u64) -> u64 {
     vp.want(number, Unit::X87)
 }
 
+/// Upper halves of vector registers are wanted.
+pub(super) unsafe extern "sysv64" fn upper(vp: *mut Vp, number: u64) -> u64 {
+    // SAFETY: as in `access`.
+    let vp = unsafe { processor(vp) };
+    vp.peer.leave();
+    vp.want(number, Unit::Upper)
+}
+
 /// A return agreed with what lies above the empty shadow stack, which holds
 /// no canonical address: the interpreter faults.
 pub(super) unsafe extern "sysv64" fn bottom(vp: *mut Vp, _number: u64) -> u64 {
@@ -178,10 +186,10 @@ impl Vp {
         linear: u64,
         size: u32,
         write: bool,
-        aligned: bool,
+        aligned: u8,
     ) -> bool {
         let crosses = (linear & mmu::PAGE_MASK) + u64::from(size) > 0x1000;
-        if crosses || (aligned && linear & 15 != 0) || !mmu::canonical(linear) {
+        if crosses || linear & u64::from(aligned) != 0 || !mmu::canonical(linear) {
             return false;
         }
         let wanted = write;

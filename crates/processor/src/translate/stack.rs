@@ -44,7 +44,7 @@ impl Emitter<'_> {
             size: 8,
             write,
             live: item.live != 0,
-            aligned: false,
+            aligned: 0,
         };
         self.probe(&access, &item.op)
     }

@@ -28,6 +28,8 @@ pub(super) struct Stubs {
     pub refill: [[u64; 2]; 2],
     /// Calls [`runtime::x87`] with the number in [`S1`].
     pub x87: u64,
+    /// Calls [`runtime::upper`] with the number in [`S1`].
+    pub upper: u64,
     /// Where a return through an empty shadow stack would lead.
     pub bottom: u64,
 }
@@ -104,6 +106,9 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
     }
     stubs.x87 = a.here();
     a.constant(S2, runtime::x87 as *const () as u64);
+    a.jump_to(call);
+    stubs.upper = a.here();
+    a.constant(S2, runtime::upper as *const () as u64);
     a.jump_to(call);
     stubs.bottom = a.here();
     a.store(field!(target), S2);

@@ -17,6 +17,13 @@
 //! host's: FXSAVE would tell the guest where translated code lies. Those in the
 //! state are kept up by emission, see [`super::x87`].
 //!
+//! Upper halves of YMM registers come with XMM registers, once an AVX
+//! instruction has asked for them. [`Fpu::upper_used`] says whether they differ
+//! from zero: code that uses them sets it, VZEROUPPER clears it, and while it is
+//! clear there is nothing to save and to load. Without them in place, those of
+//! the host are clear, so that a guest that uses only SSE does not pay for
+//! merging.
+//!
 //! # How long it stays
 //!
 //! A region that has asked once does not ask again behind a handler: what it
@@ -27,9 +34,11 @@
 use super::asm::{Asm, Mem, cc, host};
 use super::emit::{Cold, Emitter};
 use super::flow::Item;
-use super::layout::{Link, S0, field, image};
+use super::layout::{Link, S0, field, image, upper_half, upper_used};
 use crate::Vp;
+use crate::exec::vex::XCR0_AVX;
 use crate::state::{Fpu, cr};
+use iced_x86::Mnemonic;
 
 /// A unit whose registers are brought into the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +48,8 @@ pub(super) enum Unit {
     Vectors = 1,
     /// x87 and MMX registers and the x87's words.
     X87 = 2,
+    /// Upper halves of YMM registers; [`Unit::Vectors`] comes with them.
+    Upper = 4,
 }
 
 /// A set of [`Unit`]s.
@@ -56,7 +67,16 @@ impl Units {
 
     /// These and `unit`.
     pub(super) fn with(self, unit: Unit) -> Self {
-        Self(self.0 | unit as u8)
+        let more = match unit {
+            Unit::Upper => Unit::Vectors as u8,
+            _ => 0,
+        };
+        Self(self.0 | unit as u8 | more)
+    }
+
+    /// These without upper halves.
+    pub(super) fn without_upper(self) -> Self {
+        Self(self.0 & !(Unit::Upper as u8))
     }
 }
 
@@ -73,13 +93,14 @@ impl Unit {
         match self {
             Self::Vectors => field!(vectors),
             Self::X87 => field!(x87),
+            Self::Upper => field!(upper),
         }
     }
 
     /// Set when the unit is used.
     fn used(self) -> Mem {
         match self {
-            Self::Vectors => field!(vectors_used),
+            Self::Vectors | Self::Upper => field!(vectors_used),
             Self::X87 => field!(x87_used),
         }
     }
@@ -109,9 +130,83 @@ impl Emitter<'_> {
         // MOV used, 1
         self.asm
             .with_memory(&[], false, &[0xc6], 0, unit.used(), &[1]);
+        if unit == Unit::Upper {
+            self.upper_used(Fpu::UPPER_USED as u8);
+        }
         self.held = self.held.with(unit);
         self.cold.push(Cold::Unit(missing, site, unit));
     }
+
+    /// Notes whether upper halves may differ from zero.
+    fn upper_used(&mut self, used: u8) {
+        // MOV upper_used, used
+        let value = [used, 0, 0, 0];
+        self.asm
+            .with_memory(&[], true, &[0xc7], 0, upper_used(), &value);
+    }
+
+    /// VZEROUPPER or VZEROALL: nothing of upper halves need be saved until they
+    /// are used again.
+    pub(super) fn zero_upper(&mut self, item: &Item) {
+        let mark = self.mark();
+        self.want(item, Unit::Upper);
+        let all = item.instruction.mnemonic() == Mnemonic::Vzeroall;
+        self.asm.raw(&[0xc5, if all { 0xfc } else { 0xf8 }, 0x77]);
+        self.upper_used(0);
+        self.resume_here(&mark);
+        self.held = self.held.without_upper();
+    }
+}
+
+/// VEXTRACTF128 or VINSERTF128 between a register's upper half and the state.
+fn move_upper(a: &mut Asm, opcode: u8, number: usize) {
+    let Mem::Vp(disp) = upper_half(number) else {
+        return;
+    };
+    let extend = if number < 8 { 0xe3 } else { 0x63 };
+    // The source of the other half: the register itself, or none.
+    let vvvv = if opcode == INSERT {
+        !(number as u8) & 15
+    } else {
+        15
+    };
+    let low = (number as u8 & 7) << 3;
+    a.raw(&[0x65, 0xc4, extend, vvvv << 3 | 5, opcode, low | 4, 0x25]);
+    a.raw(&(disp as u32).to_le_bytes());
+    a.raw(&[1]);
+}
+
+/// Opcodes for [`move_upper`].
+const INSERT: u8 = 0x18;
+const EXTRACT: u8 = 0x19;
+const VZEROUPPER: [u8; 3] = [0xc5, 0xf8, 0x77];
+
+/// Saves upper halves that are in place, and leaves the host's clear.
+fn emit_save_upper(a: &mut Asm) {
+    is_zero(a, field!(upper));
+    let none = a.jump_if(cc::E);
+    is_zero(a, upper_used());
+    let clear = a.jump_if(cc::E);
+    for number in 0..16 {
+        move_upper(a, EXTRACT, number);
+    }
+    a.raw(&VZEROUPPER);
+    a.bind(clear);
+    a.bind(none);
+}
+
+/// Loads upper halves that are to be in place.
+fn emit_load_upper(a: &mut Asm) {
+    is_zero(a, field!(upper));
+    let none = a.jump_if(cc::E);
+    a.raw(&VZEROUPPER);
+    is_zero(a, upper_used());
+    let clear = a.jump_if(cc::E);
+    for number in 0..16 {
+        move_upper(a, INSERT, number);
+    }
+    a.bind(clear);
+    a.bind(none);
 }
 
 /// MOVUPS between a vector register and the image.
@@ -145,6 +240,7 @@ pub(super) fn emit_save(a: &mut Asm) {
     for number in 0..16 {
         move_vector(a, 0x11, number);
     }
+    emit_save_upper(a);
     group_15(a, STMXCSR, image(Fpu::MXCSR));
     group_15(a, LDMXCSR, field!(host_mxcsr));
     let done = a.jump();
@@ -161,6 +257,7 @@ fn emit_save_x87(a: &mut Asm) {
     // MOVZX ECX, FOP
     a.with_memory(&[], false, &[0x0f, 0xb7], host::RCX, image(Fpu::FOP), &[]);
     group_15(a, FXSAVE, image(0));
+    emit_save_upper(a);
     a.store(image(Fpu::FIP), host::RAX);
     a.store(image(Fpu::FDP), host::RDX);
     a.with_memory(&[0x66], false, &[0x89], host::RCX, image(Fpu::FOP), &[]);
@@ -194,6 +291,7 @@ pub(super) fn emit_load(a: &mut Asm) {
     for number in 0..16 {
         move_vector(a, 0x10, number);
     }
+    emit_load_upper(a);
     group_15(a, STMXCSR, field!(host_mxcsr));
     group_15(a, LDMXCSR, image(Fpu::MXCSR));
     let done = a.jump();
@@ -202,6 +300,7 @@ pub(super) fn emit_load(a: &mut Asm) {
     // FNSTCW
     a.with_memory(&[], false, &[0xd9], 7, field!(host_control), &[]);
     group_15(a, FXRSTOR, image(0));
+    emit_load_upper(a);
     a.bind(none);
     a.bind(done);
 }
@@ -217,6 +316,11 @@ impl Vp {
         }
         match unit {
             Unit::Vectors => state.cr4 & cr::CR4_OSFXSR != 0 && mxcsr & MASKED == MASKED,
+            Unit::Upper => {
+                state.cr4 & cr::CR4_OSXSAVE != 0
+                    && state.xcr0 & XCR0_AVX == XCR0_AVX
+                    && self.unit_usable(Unit::Vectors)
+            }
             Unit::X87 => {
                 state.fpu.control() & EXCEPTIONS == EXCEPTIONS && state.fpu.status() & PENDING == 0
             }
@@ -230,6 +334,7 @@ impl Vp {
             match unit {
                 Unit::Vectors => self.link.vectors = 1,
                 Unit::X87 => self.link.x87 = 1,
+                Unit::Upper => (self.link.vectors, self.link.upper) = (1, 1),
             }
         }
         usable
@@ -243,21 +348,28 @@ impl Vp {
             return held == Units::NONE;
         }
         let (vectors, x87) = (held.has(Unit::Vectors), held.has(Unit::X87));
+        let upper = held.has(Unit::Upper);
         let keep_vectors = link.vectors != 0
             && (vectors || link.vectors_used != 0)
             && self.unit_usable(Unit::Vectors);
         let keep_x87 = link.x87 != 0 && (x87 || link.x87_used != 0) && self.unit_usable(Unit::X87);
+        let keep_upper = link.upper != 0 && keep_vectors && self.unit_usable(Unit::Upper);
+        if upper {
+            // Code that holds them does not say any more that it uses them.
+            self.state.fpu.use_upper();
+        }
         let link = &mut self.link;
+        link.upper = u64::from(keep_upper);
         (link.vectors, link.x87) = (u64::from(keep_vectors), u64::from(keep_x87));
         // What is held may be used without a further question.
         (link.vectors_used, link.x87_used) = (u8::from(vectors), u8::from(x87));
-        (keep_vectors || !vectors) && (keep_x87 || !x87)
+        (keep_vectors || !vectors) && (keep_x87 || !x87) && (keep_upper || !upper)
     }
 }
 
 impl Link {
     /// Nothing is in place.
     pub(super) fn forget_units(&mut self) {
-        (self.vectors, self.x87) = (0, 0);
+        (self.vectors, self.x87, self.upper) = (0, 0, 0);
     }
 }

@@ -1,4 +1,4 @@
-//! SSE instructions as themselves.
+//! SSE and AVX instructions as themselves.
 //!
 //! They work on the guest's own registers, see [`super::units`]. While those
 //! are in place all exceptions are masked; where the guest unmasks one, or SSE
@@ -9,13 +9,16 @@ use super::emit::{Access, Address, Emitter};
 use super::flow::Item;
 use super::units::Unit;
 use super::x87::is_mmx;
+use crate::exec::vex::is_aligned;
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind};
 
 /// The instruction runs as itself on XMM and MMX registers, general registers
 /// and memory, with all operands named but XMM0.
 pub(super) fn is_vector(item: &Item) -> bool {
     let instruction = &item.instruction;
-    if item.op.is_last() || instruction.code().encoding() != EncodingKind::Legacy {
+    let encoding = instruction.code().encoding();
+    let encodable = matches!(encoding, EncodingKind::Legacy | EncodingKind::VEX);
+    if item.op.is_last() || !encodable || instruction.is_vsib() {
         return false;
     }
     let features = instruction.cpuid_features();
@@ -23,19 +26,23 @@ pub(super) fn is_vector(item: &Item) -> bool {
     let operands = (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
         OpKind::Register => {
             let register = instruction.op_register(i);
-            register.is_xmm() || register.is_mm() || register.is_gpr32() || register.is_gpr64()
+            register.is_xmm()
+                || register.is_ymm()
+                || register.is_mm()
+                || register.is_gpr32()
+                || register.is_gpr64()
         }
         OpKind::Memory | OpKind::Immediate8 | OpKind::Immediate8_2nd => true,
         _ => false,
     });
     known
         && operands
-        && (is_sse(instruction) || is_mmx(instruction))
+        && (is_vectorial(instruction) || is_mmx(instruction))
         && !has_hidden_operands(instruction.mnemonic())
 }
 
-/// XMM registers or MXCSR are used.
-fn is_sse(instruction: &Instruction) -> bool {
+/// Vector registers or MXCSR are used.
+fn is_vectorial(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     // From memory to MMX registers.
     let converts = matches!(
@@ -43,9 +50,15 @@ fn is_sse(instruction: &Instruction) -> bool {
         M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi
     );
     converts
-        || (0..instruction.op_count()).any(|i| {
-            instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm()
-        })
+        || (0..instruction.op_count())
+            .filter(|&i| instruction.op_kind(i) == OpKind::Register)
+            .any(|i| instruction.op_register(i).is_xmm() || instruction.op_register(i).is_ymm())
+}
+
+/// VZEROUPPER or VZEROALL.
+pub(super) fn is_zeroing(item: &Item) -> bool {
+    let mnemonic = item.instruction.mnemonic();
+    !item.op.is_last() && matches!(mnemonic, Mnemonic::Vzeroupper | Mnemonic::Vzeroall)
 }
 
 fn is_known(feature: CpuidFeature) -> bool {
@@ -60,6 +73,10 @@ fn is_known(feature: CpuidFeature) -> bool {
             | CpuidFeature::SSE4_2
             | CpuidFeature::AES
             | CpuidFeature::PCLMULQDQ
+            | CpuidFeature::AVX
+            | CpuidFeature::AVX2
+            | CpuidFeature::FMA
+            | CpuidFeature::F16C
     )
 }
 
@@ -75,16 +92,30 @@ fn has_hidden_operands(mnemonic: Mnemonic) -> bool {
             | M::Pcmpistrm
             | M::Maskmovdqu
             | M::Maskmovq
+            | M::Vpcmpestri
+            | M::Vpcmpestri64
+            | M::Vpcmpestrm
+            | M::Vpcmpestrm64
+            | M::Vpcmpistri
+            | M::Vpcmpistrm
+            | M::Vmaskmovdqu
     )
 }
 
-fn needs_alignment(instruction: &Instruction) -> bool {
+/// Address bits that must be 0.
+fn alignment(instruction: &Instruction) -> u8 {
     use Mnemonic as M;
-    instruction.memory_size().size() == 16
-        && !matches!(
-            instruction.mnemonic(),
-            M::Movups | M::Movupd | M::Movdqu | M::Lddqu
-        )
+    let size = instruction.memory_size().size();
+    let aligned = if instruction.code().encoding() == EncodingKind::VEX {
+        is_aligned(instruction.mnemonic())
+    } else {
+        size == 16
+            && !matches!(
+                instruction.mnemonic(),
+                M::Movups | M::Movupd | M::Movdqu | M::Lddqu
+            )
+    };
+    if aligned { size as u8 - 1 } else { 0 }
 }
 
 impl Emitter<'_> {
@@ -105,17 +136,14 @@ impl Emitter<'_> {
         if is_mmx(&item.instruction) {
             self.want(item, Unit::X87);
         }
-        if is_sse(&item.instruction) {
-            self.want(item, Unit::Vectors);
+        if is_vectorial(&item.instruction) {
+            let vex = item.instruction.code().encoding() == EncodingKind::VEX;
+            self.want(item, if vex { Unit::Upper } else { Unit::Vectors });
         }
-        let operand = match item.instruction.op_kind(0) {
-            OpKind::Memory => Some(self.vector_operand(item, true)?),
-            _ if item.instruction.op_count() > 1
-                && item.instruction.op_kind(1) == OpKind::Memory =>
-            {
-                Some(self.vector_operand(item, false)?)
-            }
-            _ => None,
+        let memory = |&i: &u32| item.instruction.op_kind(i) == OpKind::Memory;
+        let operand = match (0..item.instruction.op_count()).find(memory) {
+            Some(i) => Some(self.vector_operand(item, i == 0)?),
+            None => None,
         };
         self.emit_with(item, operand, false)
     }
@@ -123,7 +151,7 @@ impl Emitter<'_> {
     fn vector_operand(&mut self, item: &Item, write: bool) -> Option<Mem> {
         let instruction = &item.instruction;
         let size = instruction.memory_size().size() as u32;
-        if !matches!(size, 1 | 2 | 4 | 8 | 16) {
+        if !matches!(size, 1 | 2 | 4 | 8 | 16 | 32) {
             return None;
         }
         let access = Access {
@@ -131,7 +159,7 @@ impl Emitter<'_> {
             size,
             write,
             live: item.live != 0,
-            aligned: needs_alignment(instruction),
+            aligned: alignment(instruction),
         };
         Some(self.probe(&access, &item.op))
     }

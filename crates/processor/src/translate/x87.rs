@@ -166,7 +166,7 @@ impl Emitter<'_> {
             size,
             write,
             live: item.live != 0,
-            aligned: false,
+            aligned: 0,
         };
         Some(self.probe(&access, &item.op))
     }

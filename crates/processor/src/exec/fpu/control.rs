@@ -14,8 +14,8 @@ use iced_x86::{Code, Instruction, Mnemonic};
 pub(super) fn select(instruction: &Instruction) -> Option<Selected> {
     use Mnemonic as M;
     let run: OpFn = match instruction.mnemonic() {
-        M::Ldmxcsr => load_mxcsr,
-        M::Stmxcsr => store_mxcsr,
+        M::Ldmxcsr => sse_load_mxcsr,
+        M::Stmxcsr => sse_store_mxcsr,
         M::Emms => empty_mmx,
         M::Mfence => full_fence,
         M::Lfence | M::Sfence => other_fence,
@@ -45,9 +45,18 @@ fn host_flushes() -> bool {
     std::arch::x86_64::__cpuid_count(7, 0).ebx & 1 << 23 != 0
 }
 
-/// LDMXCSR: reserved bits are #GP(0).
-fn load_mxcsr(vp: &mut Vp, op: &Op) -> Step {
+fn sse_load_mxcsr(vp: &mut Vp, op: &Op) -> Step {
     vp.check_sse()?;
+    load_mxcsr(vp, op)
+}
+
+fn sse_store_mxcsr(vp: &mut Vp, op: &Op) -> Step {
+    vp.check_sse()?;
+    store_mxcsr(vp, op)
+}
+
+/// LDMXCSR and VLDMXCSR once they are allowed: reserved bits are #GP(0).
+pub(crate) fn load_mxcsr(vp: &mut Vp, op: &Op) -> Step {
     let linear = vp.linear(op, 4, Access::Read)?;
     let value = vp.load::<u32>(linear)?;
     if value & !MXCSR_MASK != 0 {
@@ -57,8 +66,8 @@ fn load_mxcsr(vp: &mut Vp, op: &Op) -> Step {
     Ok(())
 }
 
-fn store_mxcsr(vp: &mut Vp, op: &Op) -> Step {
-    vp.check_sse()?;
+/// STMXCSR and VSTMXCSR once they are allowed.
+pub(crate) fn store_mxcsr(vp: &mut Vp, op: &Op) -> Step {
     let linear = vp.linear(op, 4, Access::Write)?;
     vp.store(linear, vp.state.fpu.mxcsr())
 }

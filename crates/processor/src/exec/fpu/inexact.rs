@@ -9,7 +9,7 @@ use iced_x86::Mnemonic;
 /// in an op's immediate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Scaling {
+pub(crate) enum Scaling {
     /// No overflow or underflow, or more than one rounding.
     None = 0,
     /// Products and quotients: exactness does not depend on exponents.
@@ -18,42 +18,75 @@ pub(super) enum Scaling {
     Sum = 2,
     /// Sums of two neighbouring lanes of one operand.
     Horizontal = 3,
-    /// Double precision to single.
+    /// To a narrower format.
     Narrow = 4,
 }
 
 /// A shape and the bytes of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub scaling: Scaling,
-    pub width: usize,
+pub(crate) struct Shape {
+    pub(crate) scaling: Scaling,
+    pub(crate) width: usize,
 }
 
 impl Shape {
     /// Of an instruction.
-    pub(super) fn of(mnemonic: Mnemonic) -> Self {
+    pub(crate) fn of(mnemonic: Mnemonic) -> Self {
         use Mnemonic as M;
         use Scaling as S;
         let (scaling, width) = match mnemonic {
-            M::Mulps | M::Mulss | M::Divps | M::Divss => (S::Product, 4),
-            M::Mulpd | M::Mulsd | M::Divpd | M::Divsd => (S::Product, 8),
-            M::Addps | M::Addss | M::Subps | M::Subss | M::Addsubps => (S::Sum, 4),
-            M::Addpd | M::Addsd | M::Subpd | M::Subsd | M::Addsubpd => (S::Sum, 8),
-            M::Haddps | M::Hsubps => (S::Horizontal, 4),
-            M::Haddpd | M::Hsubpd => (S::Horizontal, 8),
-            M::Cvtpd2ps | M::Cvtsd2ss => (S::Narrow, 8),
+            M::Mulps
+            | M::Vmulps
+            | M::Mulss
+            | M::Vmulss
+            | M::Divps
+            | M::Vdivps
+            | M::Divss
+            | M::Vdivss => (S::Product, 4),
+            M::Mulpd
+            | M::Vmulpd
+            | M::Mulsd
+            | M::Vmulsd
+            | M::Divpd
+            | M::Vdivpd
+            | M::Divsd
+            | M::Vdivsd => (S::Product, 8),
+            M::Addps
+            | M::Vaddps
+            | M::Addss
+            | M::Vaddss
+            | M::Subps
+            | M::Vsubps
+            | M::Subss
+            | M::Vsubss
+            | M::Addsubps
+            | M::Vaddsubps => (S::Sum, 4),
+            M::Addpd
+            | M::Vaddpd
+            | M::Addsd
+            | M::Vaddsd
+            | M::Subpd
+            | M::Vsubpd
+            | M::Subsd
+            | M::Vsubsd
+            | M::Addsubpd
+            | M::Vaddsubpd => (S::Sum, 8),
+            M::Haddps | M::Vhaddps | M::Hsubps | M::Vhsubps => (S::Horizontal, 4),
+            M::Haddpd | M::Vhaddpd | M::Hsubpd | M::Vhsubpd => (S::Horizontal, 8),
+            M::Cvtpd2ps | M::Vcvtpd2ps | M::Cvtsd2ss | M::Vcvtsd2ss => (S::Narrow, 8),
+            M::Vcvtps2ph => (S::Narrow, 4),
             _ => (S::None, 8),
         };
         Self { scaling, width }
     }
 
     /// As a small number.
-    pub(super) fn bits(self) -> u64 {
+    pub(crate) fn bits(self) -> u64 {
         self.scaling as u64 | if self.width == 4 { 8 } else { 0 }
     }
 
     /// From [`Shape::bits`].
-    pub(super) fn from_bits(bits: u64) -> Self {
+    pub(crate) fn from_bits(bits: u64) -> Self {
         let scaling = match bits & 7 {
             1 => Scaling::Product,
             2 => Scaling::Sum,
@@ -68,7 +101,7 @@ impl Shape {
     }
 
     /// Lanes, which is also the number of results.
-    pub(super) fn lanes(self) -> usize {
+    pub(crate) fn lanes(self) -> usize {
         16 / self.width
     }
 
@@ -83,7 +116,7 @@ impl Shape {
 
     /// The operands with every lane that has no part in `result` set to 1,
     /// which gives exact results.
-    pub(super) fn isolate(self, result: usize, mut operands: [[u8; 16]; 2]) -> [[u8; 16]; 2] {
+    pub(crate) fn isolate(self, result: usize, mut operands: [[u8; 16]; 2]) -> [[u8; 16]; 2] {
         for (operand, bytes) in operands.iter_mut().enumerate() {
             for (lane, bytes) in bytes.chunks_exact_mut(self.width).enumerate() {
                 if !self.takes_part(result, operand, lane) {
@@ -96,7 +129,7 @@ impl Shape {
 
     /// The operands with other exponents, so that no result is out of range.
     /// `zeros`: denormal operands count as zeros.
-    pub(super) fn rescale(self, mut operands: [[u8; 16]; 2], zeros: bool) -> [[u8; 16]; 2] {
+    pub(crate) fn rescale(self, mut operands: [[u8; 16]; 2], zeros: bool) -> [[u8; 16]; 2] {
         let format = self.format();
         for bytes in operands
             .iter_mut()

@@ -15,6 +15,12 @@ pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
         Code::Maskmovdqu_rDI_xmm_xmm => masked_xmm,
         _ => return None,
     };
+    masked_operands(instruction, op);
+    Selected::plain(run)
+}
+
+/// Fills in value, mask and address size.
+pub(crate) fn masked_operands(instruction: &Instruction, op: &mut Op) {
     op.dst = instruction.op1_register().number() as u8;
     op.src = instruction.op2_register().number() as u8;
     op.address_size = match instruction.op0_kind() {
@@ -22,11 +28,15 @@ pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
         OpKind::MemorySegEDI => 4,
         _ => 8,
     };
-    Selected::plain(run)
 }
 
 fn masked_xmm(vp: &mut Vp, op: &Op) -> Step {
     vp.check_sse()?;
+    store_masked(vp, op)
+}
+
+/// MASKMOVDQU and VMASKMOVDQU once they are allowed.
+pub(crate) fn store_masked(vp: &mut Vp, op: &Op) -> Step {
     let value = vp.state.fpu.xmm(usize::from(op.dst)).to_le_bytes();
     let mask = vp.state.fpu.xmm(usize::from(op.src)).to_le_bytes();
     store(vp, op, &value, &mask)

@@ -2,14 +2,14 @@
 //!
 //! Frequent moves are plain Rust ([`moves`]); arithmetic runs as itself
 //! through [`crate::native`] ([`vector`], [`x87`]); state is handled in Rust
-//! ([`control`], [`environment`], [`area`]).
+//! ([`control`], [`environment`], [`area`], [`xsave`]).
 //!
 //! What CPUID may offer for this module: leaf 1 EDX FPU, MMX, FXSR, SSE, SSE2,
 //! CLFSH; ECX SSE3, SSSE3, SSE4.1, SSE4.2, AES and PCLMULQDQ where the host
 //! has them (they are undefined opcodes otherwise), XSAVE; leaf 7 EBX CLFLUSHOPT
 //! bit 6 (FDP is written with an unmasked exception only, as FOP is) and bit 13
-//! (FCS and FDS are deprecated: always saved as 0); leaf 0Dh XCR0 3,
-//! sizes 576, subleaf 1 XSAVEOPT. MXCSR_MASK is [`MXCSR_MASK`].
+//! (FCS and FDS are deprecated: always saved as 0); leaf 0Dh as [`xsave`] has
+//! it. MXCSR_MASK is [`MXCSR_MASK`].
 //!
 //! With CR0.NE clear, a pending x87 exception would assert FERR# and wait for
 //! an interrupt; here nothing is connected to FERR# and IGNNE# is always
@@ -24,9 +24,15 @@ mod moves;
 mod registers;
 mod vector;
 mod x87;
+mod xsave;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use control::{load_mxcsr, store_mxcsr};
+pub(crate) use inexact::{Scaling, Shape};
+pub(crate) use masked::{masked_operands, store_masked};
+pub(crate) use xsave::{COMPONENT_AVX, COMPONENTS, area_size};
 
 use crate::Vp;
 use crate::decode::Selected;
@@ -35,6 +41,28 @@ use crate::mmu::{self, Access};
 use crate::op::Op;
 use crate::state::cr;
 use iced_x86::Instruction;
+
+/// MXCSR exception flags.
+pub(crate) mod mxcsr {
+    /// Invalid, denormal, divide by zero: found before computing.
+    pub(crate) const BEFORE: u32 = 0x07;
+    /// Underflow.
+    pub(crate) const UNDERFLOW: u32 = 0x10;
+    /// Overflow.
+    pub(crate) const OVERFLOW: u32 = 0x08;
+    /// Overflow and underflow.
+    pub(crate) const RANGE: u32 = OVERFLOW | UNDERFLOW;
+    /// Inexact.
+    pub(crate) const INEXACT: u32 = 0x20;
+    /// Denormal operands are zeros.
+    pub(crate) const ZEROS: u32 = 0x40;
+    /// All six.
+    pub(crate) const ALL: u32 = 0x3f;
+    /// All masked.
+    pub(crate) const MASKED: u32 = 0x1f80;
+    /// Flush to zero.
+    pub(crate) const FLUSH: u32 = 0x8000;
+}
 
 /// MXCSR bits that exist.
 pub(crate) const MXCSR_MASK: u32 = 0xffff;
@@ -46,6 +74,7 @@ pub(crate) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected>
         .or_else(|| control::select(instruction))
         .or_else(|| environment::select(instruction))
         .or_else(|| area::select(instruction, op))
+        .or_else(|| xsave::select(instruction, op))
         .or_else(|| x87::select(instruction, op))
         .or_else(|| vector::select(instruction, op))
 }

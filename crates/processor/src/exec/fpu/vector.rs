@@ -3,8 +3,8 @@
 //! A stub works on pointers: the guest's registers in the FXSAVE image and
 //! the general registers, or staging memory with a memory operand's value.
 
-use super::MXCSR_MASK;
 use super::inexact::{Scaling, Shape};
+use super::{MXCSR_MASK, mxcsr};
 use crate::Vp;
 use crate::decode::Selected;
 use crate::fault::{Fault, Step, Stop, vector as exception};
@@ -27,28 +27,6 @@ const FLAGS: u8 = 1 << 6;
 const IMPLICIT: u8 = 1 << 7;
 /// Bits of `Op::imm` above the stub: the [`Shape`].
 const SHAPE_SHIFT: u32 = 32;
-
-/// MXCSR exception flags.
-mod mxcsr {
-    /// Invalid, denormal, divide by zero: found before computing.
-    pub(super) const BEFORE: u32 = 0x07;
-    /// Underflow.
-    pub(super) const UNDERFLOW: u32 = 0x10;
-    /// Overflow.
-    pub(super) const OVERFLOW: u32 = 0x08;
-    /// Overflow and underflow.
-    pub(super) const RANGE: u32 = OVERFLOW | UNDERFLOW;
-    /// Inexact.
-    pub(super) const INEXACT: u32 = 0x20;
-    /// Denormal operands are zeros.
-    pub(super) const ZEROS: u32 = 0x40;
-    /// All six.
-    pub(super) const ALL: u32 = 0x3f;
-    /// All masked.
-    pub(super) const MASKED: u32 = 0x1f80;
-    /// Flush to zero.
-    pub(super) const FLUSH: u32 = 0x8000;
-}
 
 /// The handler for an SSE or MMX instruction that has a stub.
 pub(super) fn select(instruction: &Instruction, op: &mut Op) -> Option<Selected> {

@@ -13,12 +13,12 @@ use iced_x86::{
 };
 
 /// Encodings of each form, and operand sets of each encoding.
-const ENCODINGS: usize = 100;
+pub(super) const ENCODINGS: usize = 100;
 const OPERANDS: usize = 24;
 
 /// The register that memory operands are addressed by.
-const BASE: Register = Register::RBX;
-const BASE_NUMBER: usize = 3;
+pub(super) const BASE: Register = Register::RBX;
+pub(super) const BASE_NUMBER: usize = 3;
 
 const GENERAL: [Register; 12] = [
     Register::RAX,
@@ -118,7 +118,7 @@ pub(super) fn instruction(code: Code, random: &mut Random) -> Option<Instruction
         let kind = kinds.op_kind(index);
         let may = matches!(
             kind,
-            K::xmm_or_mem | K::mm_or_mem | K::r32_or_mem | K::r64_or_mem
+            K::xmm_or_mem | K::ymm_or_mem | K::mm_or_mem | K::r32_or_mem | K::r64_or_mem
         );
         if kind == K::mem || may && memory_wanted {
             let memory = MemoryOperand::with_base(BASE);
@@ -129,10 +129,15 @@ pub(super) fn instruction(code: Code, random: &mut Random) -> Option<Instruction
             continue;
         }
         let register = match kind {
-            K::xmm_reg | K::xmm_rm | K::xmm_or_mem => Register::XMM0 + random.below(16) as u32,
+            K::xmm_reg | K::xmm_rm | K::xmm_or_mem | K::xmm_vvvv | K::xmm_is4 => {
+                Register::XMM0 + random.below(16) as u32
+            }
+            K::ymm_reg | K::ymm_rm | K::ymm_or_mem | K::ymm_vvvv | K::ymm_is4 => {
+                Register::YMM0 + random.below(16) as u32
+            }
             K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + random.below(8) as u32,
-            K::r32_reg | K::r32_or_mem => random.pick(&GENERAL_32),
-            K::r64_reg | K::r64_or_mem => random.pick(&GENERAL),
+            K::r32_reg | K::r32_rm | K::r32_or_mem | K::r32_vvvv => random.pick(&GENERAL_32),
+            K::r64_reg | K::r64_rm | K::r64_or_mem | K::r64_vvvv => random.pick(&GENERAL),
             K::st0 => Register::ST0,
             K::sti_opcode => Register::ST0 + random.below(8) as u32,
             K::ax => Register::AX,
@@ -163,9 +168,12 @@ pub(super) fn encode(instruction: &Instruction) -> Vec<u8> {
     encoder.take_buffer()
 }
 
-/// A memory operand must be 16-byte aligned.
-fn aligned(instruction: &Instruction) -> bool {
+/// A memory operand must be aligned to its size.
+pub(super) fn aligned(instruction: &Instruction) -> bool {
     use Mnemonic as M;
+    if instruction.code().encoding() == EncodingKind::VEX {
+        return crate::exec::vex::is_aligned(instruction.mnemonic());
+    }
     instruction.memory_size().size() == 16
         && !matches!(
             instruction.mnemonic(),
@@ -199,7 +207,7 @@ impl Bench {
         Self::with(machine::machine())
     }
 
-    fn with(vp: Vp) -> Self {
+    pub(super) fn with(vp: Vp) -> Self {
         Self {
             vp,
             runner: Runner::new(),
@@ -213,7 +221,7 @@ impl Bench {
     pub(super) fn fill(&mut self, random: &mut Random, masked: bool, x87: bool, aligned: bool) {
         let image = random.image(masked);
         let shift = if aligned {
-            16 * random.below(3)
+            32 * random.below(2)
         } else {
             random.below(48)
         };
@@ -221,6 +229,7 @@ impl Bench {
         let mut bytes = [0; 80];
         bytes.fill_with(|| random.next() as u8);
         bytes[shift..shift + 16].copy_from_slice(&random.operand(x87));
+        bytes[shift + 16..shift + 32].copy_from_slice(&random.operand(x87));
         machine::poke(&mut self.vp, start, &bytes);
         self.memory.0 = bytes;
         let flags = random.next() & rflags::ARITH | rflags::FIXED;
@@ -228,6 +237,15 @@ impl Bench {
         self.context.flags = flags;
         self.vp.state.fpu.fxsave = image;
         self.context.image = image;
+        let mut upper = [0; 256];
+        if is_x86_feature_detected!("avx") {
+            for half in upper.chunks_exact_mut(16) {
+                half.copy_from_slice(&random.operand(false));
+            }
+        }
+        self.context.upper = upper;
+        self.vp.state.fpu.use_upper();
+        self.vp.state.fpu.upper = upper;
         for number in 0..16 {
             let value = random.general();
             self.vp.state.gpr[number] = value;
@@ -257,6 +275,15 @@ impl Bench {
             let at = Fpu::XMM + 16 * index;
             found = found.or_else(|| field(&format!("XMM{index}"), at..at + 16));
         }
+        for index in 0..16 {
+            let ours = self.vp.state.fpu.upper(index).to_le_bytes();
+            let theirs = &self.context.upper[16 * index..16 * index + 16];
+            if ours != theirs {
+                found = found.or(Some(format!(
+                    "YMM{index} above: {ours:02x?}, host {theirs:02x?}"
+                )));
+            }
+        }
         for number in (0..16).filter(|number| ![3, 4, 5].contains(number)) {
             let (ours, theirs) = (self.vp.state.gpr[number], self.context.gpr[number]);
             if ours != theirs {
@@ -280,7 +307,13 @@ impl Bench {
         found
     }
 
-    fn compare(&mut self, op: &Op, masked: bool, random: &mut Random, text: &Instruction) {
+    pub(super) fn compare(
+        &mut self,
+        op: &Op,
+        masked: bool,
+        random: &mut Random,
+        text: &Instruction,
+    ) {
         let x87 = Form::new(text).is_some_and(|form| form.is_x87());
         for _ in 0..OPERANDS {
             self.fill(random, masked, x87, aligned(text));

@@ -34,7 +34,8 @@ unsafe impl GuestSpace for Space {
     fn refresh(&mut self) {}
 }
 
-/// In 64-bit mode at CPL 0 with SSE and XSAVE enabled.
+/// In 64-bit mode at CPL 0 with SSE, XSAVE and (where the host has it) AVX
+/// enabled.
 pub(super) fn machine() -> Vp {
     machine_in(ProcessorMode::Interpret)
 }
@@ -47,12 +48,13 @@ pub(super) fn machine_in(mode: ProcessorMode) -> Vp {
     };
     let pages = (0..PAGES).map(|_| Page([0; 4096])).collect();
     let code = Arc::new(CodeMap::new(PAGES, false));
+    let features = config.features.clone();
     let mut vp = Vp::new(config, Box::new(Space(pages)), code);
     vp.update_state(|state| {
         state.cr0 = cr::CR0_PE | cr::CR0_ET | cr::CR0_NE | cr::CR0_MP;
         state.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
         state.efer = cr::EFER_LME | cr::EFER_LMA;
-        state.xcr0 = 3;
+        state.xcr0 = features.xcr0();
         state.seg[seg::CS].attributes = 0xa09b;
         state.seg[seg::CS].base = 0;
         state.rip = 0x1000;

@@ -15,3 +15,5 @@ mod random;
 mod state;
 mod translated;
 mod unmasked;
+mod vex;
+mod xsave;

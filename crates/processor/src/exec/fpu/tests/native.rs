@@ -15,6 +15,8 @@ pub(super) struct Context {
     pub gpr: [u64; 16],
     /// RFLAGS.
     pub flags: u64,
+    /// Upper halves of the YMM registers, where the host has them.
+    pub upper: [u8; 256],
     host_mxcsr: u32,
 }
 
@@ -25,6 +27,7 @@ impl Context {
             image: [0; 512],
             gpr: [0; 16],
             flags: 2,
+            upper: [0; 256],
             host_mxcsr: 0,
         }
     }
@@ -39,6 +42,10 @@ pub(super) struct Runner {
 
 const REGISTERS: [AsmRegister64; 16] = [
     rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15,
+];
+const VECTORS: [AsmRegisterYmm; 16] = [
+    ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14,
+    ymm15,
 ];
 const KEPT: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
@@ -91,6 +98,12 @@ impl Runner {
             a.mov(rbp, rdi)?;
             a.stmxcsr(dword_ptr(rbp + offset_of!(Context, host_mxcsr)))?;
             a.fxrstor64(ptr(rbp + offset_of!(Context, image)))?;
+            if is_x86_feature_detected!("avx") {
+                for (number, register) in VECTORS.into_iter().enumerate() {
+                    let at = offset_of!(Context, upper) + 16 * number;
+                    a.vinsertf128(register, register, xmmword_ptr(rbp + at), 1)?;
+                }
+            }
             a.push(qword_ptr(rbp + offset_of!(Context, flags)))?;
             a.popfq()?;
             for (number, register) in REGISTERS.into_iter().enumerate() {
@@ -120,6 +133,13 @@ impl Runner {
             a.pushfq()?;
             a.pop(qword_ptr(rbp + offset_of!(Context, flags)))?;
             a.fxsave64(ptr(rbp + offset_of!(Context, image)))?;
+            if is_x86_feature_detected!("avx") {
+                for (number, register) in VECTORS.into_iter().enumerate() {
+                    let at = offset_of!(Context, upper) + 16 * number;
+                    a.vextractf128(xmmword_ptr(rbp + at), register, 1)?;
+                }
+                a.vzeroupper()?;
+            }
             a.fninit()?;
             a.ldmxcsr(dword_ptr(rbp + offset_of!(Context, host_mxcsr)))?;
             for register in KEPT.into_iter().rev() {

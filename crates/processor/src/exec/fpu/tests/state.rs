@@ -279,6 +279,7 @@ fn bad_images_are_refused() {
 #[test]
 fn xsave_and_xrstor() {
     let mut vp = machine();
+    vp.update_state(|state| state.xcr0 = 3);
     random_state(&mut vp, 11);
     let before = vp.state.fpu.fxsave;
     poke(&mut vp, DATA, &[0; 576]);
@@ -308,9 +309,10 @@ fn xsave_and_xrstor() {
 #[test]
 fn xrstor_headers() {
     let mut vp = machine();
+    vp.update_state(|state| state.xcr0 = 3);
     at(&mut vp, DATA);
     vp.state.gpr[reg::RAX] = 3;
-    for (offset, value) in [(512, 4u8), (519, 0x80), (520, 1), (527, 0x80), (535, 1)] {
+    for (offset, value) in [(512, 4u8), (519, 0x80), (520, 1), (527, 0x40), (535, 1)] {
         poke(&mut vp, DATA, &[0; 576]);
         poke(&mut vp, DATA + offset, &[value]);
         fails(&mut vp, &XRSTOR64, vector::GP);
@@ -434,11 +436,12 @@ fn masked_moves_touch_only_their_bytes() {
 #[test]
 fn later_extensions_are_undefined() {
     let mut vp = machine();
-    // VADDPS, 3DNow! PFADD, XSAVEC, EXTRQ.
+    // VADDPS of AVX-512, VAESENC of 32 bytes, 3DNow! PFADD, XSAVES, EXTRQ.
     for bytes in [
-        &[0xc5, 0xf0, 0x58, 0xca][..],
+        &[0x62, 0xf1, 0x74, 0x48, 0x58, 0xca][..],
+        &[0xc4, 0xe2, 0x75, 0xdc, 0xc2],
         &[0x0f, 0x0f, 0xca, 0x9e],
-        &[0x0f, 0xc7, 0x23],
+        &[0x0f, 0xc7, 0x2b],
         &[0x66, 0x0f, 0x79, 0xca],
     ] {
         at(&mut vp, DATA);
