@@ -89,9 +89,8 @@ pub(crate) struct Mmu {
     pcid_asid: Vec<u16>,
     /// A non-global translation of the upper half has been cached.
     high_local: bool,
-    /// Pieces of large pages have been cached, per half of the linear address
-    /// space.
-    large: [bool; 2],
+    /// Where pieces of large pages have been cached.
+    large: LargePages,
     /// The set in use for data.
     pub data_set: usize,
     /// Physical address bits, all above are reserved in tables.
@@ -109,7 +108,7 @@ pub(crate) struct Mmu {
 /// Changes of translations since somebody last looked.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    /// The lower half of the linear address space.
+    /// The lower half of the linear address space, in every address space.
     pub low: bool,
     /// The upper half.
     pub high: bool,
@@ -130,6 +129,51 @@ impl Changes {
     }
 }
 
+/// Frames of the linear address space that pieces of large pages were cached
+/// in, hashed: one INVLPG stands for the whole of such a page.
+#[derive(Debug)]
+struct LargePages {
+    /// By 4 MiB: pages of 2 and 4 MiB.
+    frames: [u64; 64],
+    /// By 1 GiB.
+    huge: [u64; 4],
+}
+
+impl Default for LargePages {
+    fn default() -> Self {
+        Self {
+            frames: [0; 64],
+            huge: [0; 4],
+        }
+    }
+}
+
+impl LargePages {
+    /// Word and bit for a frame's number.
+    fn place<const WORDS: usize>(frame: u64) -> (usize, u32) {
+        let hash = frame.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        ((hash >> 6) as usize % WORDS, hash as u32 & 63)
+    }
+
+    /// A piece of a page of `1 << span` bytes was cached.
+    fn note(&mut self, linear: u64, span: u32) {
+        if span > 22 {
+            let (word, bit) = Self::place::<4>(linear >> 30);
+            self.huge[word] |= 1 << bit;
+        } else if span > 12 {
+            let (word, bit) = Self::place::<64>(linear >> 22);
+            self.frames[word] |= 1 << bit;
+        }
+    }
+
+    /// False: no piece of a large page that `linear` lies in was cached.
+    fn may_cover(&self, linear: u64) -> bool {
+        let (word, bit) = Self::place::<64>(linear >> 22);
+        let (huge_word, huge_bit) = Self::place::<4>(linear >> 30);
+        (self.frames[word] >> bit | self.huge[huge_word] >> huge_bit) & 1 != 0
+    }
+}
+
 impl Mmu {
     pub(crate) fn new(space: Box<dyn GuestSpace>, code: Arc<CodeMap>, physical_bits: u32) -> Self {
         let sets = vec![[TlbEntry::EMPTY; TLB_SIZE]; 4].into_boxed_slice();
@@ -142,7 +186,7 @@ impl Mmu {
             next_asid: 3,
             pcid_asid: vec![0; 4096],
             high_local: false,
-            large: [false; 2],
+            large: LargePages::default(),
             data_set: Rights::SupervisorAc as usize,
             physical_bits,
             space,
@@ -266,9 +310,7 @@ impl Mmu {
             page: page.index,
             span: walk.span,
         };
-        if walk.span > 12 {
-            self.large[(linear >> 63) as usize] = true;
-        }
+        self.large.note(linear, walk.span);
     }
 
     /// Gives the low half (and, if non-global translations of it were cached,
@@ -280,7 +322,7 @@ impl Mmu {
             self.high_local = false;
             self.asid[1] = self.take_asid();
         }
-        self.changes.low = true;
+        // The lower half's number tells what has become of it.
         self.changes.high |= high;
         if let Some(fast) = &mut self.fast {
             fast.switch(high);
@@ -353,7 +395,7 @@ impl Mmu {
     pub(crate) fn flush_all(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.high_local = false;
-        self.large = [false; 2];
+        self.large = LargePages::default();
         self.pcid_asid.fill(0);
         // Numbers taken one after the other could meet a clear in between.
         if self.next_asid + 1 > PAGE_MASK {
@@ -370,10 +412,11 @@ impl Mmu {
             set[(linear >> 12) as usize & (TLB_SIZE - 1)] = TlbEntry::EMPTY;
         }
         self.changes.page(linear);
+        let large = self.large.may_cover(linear);
         if let Some(fast) = &mut self.fast {
-            fast.flush_page(linear);
+            fast.flush_page(linear, large);
         }
-        if self.large[(linear >> 63) as usize] {
+        if large {
             (self.changes.low, self.changes.high) = (true, true);
             self.flush_large(linear);
         }

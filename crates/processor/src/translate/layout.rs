@@ -32,8 +32,11 @@ pub(crate) struct Link {
     pub(super) host_stack: u64,
     /// The shadow stack's pointer while it does not.
     pub(super) shadow: u64,
-    /// The top of the empty shadow stack.
-    pub(super) shadow_top: u64,
+    /// The pointers of supervisor's and user's shadow stack; that of the
+    /// privilege in use is out of date.
+    pub(super) shadows: [u64; 2],
+    /// The tops of the empty shadow stacks.
+    pub(super) shadow_tops: [u64; 2],
     /// Where to go on, while registers are loaded.
     pub(super) resume: u64,
     /// The code that an indirect call leads to.
@@ -67,7 +70,8 @@ impl Link {
             go: std::ptr::null(),
             host_stack: 0,
             shadow: 0,
-            shadow_top: 0,
+            shadows: [0; 2],
+            shadow_tops: [0; 2],
             resume: 0,
             target: 0,
             stack_page: no_stack_page,
@@ -89,6 +93,14 @@ macro_rules! field {
     };
 }
 pub(super) use field;
+
+/// An element of a field of [`Link`] with 8-byte elements.
+pub(super) fn element(field: Mem, number: usize) -> Mem {
+    match field {
+        Mem::Vp(offset) => Mem::Vp(offset + 8 * number),
+        other => other,
+    }
+}
 
 /// Scratch registers. RCX is one because JRCXZ tests it without flags.
 pub(super) const S0: u8 = host::RCX;

@@ -34,6 +34,7 @@
 mod area;
 mod asm;
 mod control;
+mod crossing;
 mod emit;
 mod flow;
 mod generic;
@@ -47,20 +48,22 @@ mod stubs;
 mod tests;
 mod tlb;
 mod vector;
+mod ways;
 
 pub(crate) use layout::Link;
 pub(crate) use tlb::FastTlb;
 
 use crate::Vp;
-use crate::block::{BuildKeyHasher, MAX_CODE};
+use crate::block::BuildKeyHasher;
 use crate::fault::Exit;
-use crate::mmu::{PAGE_MASK, SLOW_SET};
+use crate::mmu::SLOW_SET;
+use crate::space::CodeMap;
 use area::Area;
-use emit::{Context, Numbered};
-use links::{Jumps, Way};
+use emit::Numbered;
 use std::arch::asm;
 use std::collections::HashMap;
 use stubs::Stubs;
+use ways::Ways;
 
 /// Entries of a block before it is translated.
 pub(crate) const WARM: u16 = 12;
@@ -104,9 +107,11 @@ pub(crate) struct Translator {
     numbered: Numbered,
     regions: HashMap<Key, u64, BuildKeyHasher>,
     pages: HashMap<u32, Page, BuildKeyHasher>,
-    jumps: [Jumps; 2],
-    /// Edges whose slots lead somewhere.
-    led: Vec<u32>,
+    ways: Ways,
+    /// The address space that the ways into the lower half fit.
+    space: u64,
+    /// Supervisor code has run in the lower half.
+    low_supervisor: bool,
     /// Pages (hashed) that code was entered in since all was dropped.
     entered: [u64; FILTER / 64],
     /// The code map's epoch that `pages` agrees with.
@@ -128,7 +133,7 @@ impl Translator {
         }
         let mut area = Area::map()?;
         let stubs = stubs::emit(&mut area)?;
-        area.set_bottom(SENTINEL, stubs.bottom);
+        area.set_bottoms(SENTINEL, stubs.bottom);
         let keep = area.used();
         Some(Box::new(Self {
             area,
@@ -137,8 +142,9 @@ impl Translator {
             numbered: Numbered::default(),
             regions: HashMap::with_hasher(BuildKeyHasher),
             pages: HashMap::with_hasher(BuildKeyHasher),
-            jumps: [Jumps::new(), Jumps::new()],
-            led: Vec::new(),
+            ways: Ways::new(),
+            space: 0,
+            low_supervisor: false,
             entered: [0; FILTER / 64],
             epoch: 0,
             pending: None,
@@ -163,36 +169,32 @@ impl Translator {
         self.entered[bit / 64] >> (bit % 64) & 1 != 0
     }
 
-    /// Resets the ways to targets that `drops` chooses.
-    fn drop_ways(&mut self, drops: impl Fn(u64) -> bool) {
-        for jumps in &mut self.jumps {
-            jumps.retain(&drops);
-        }
-        let (area, edges) = (&mut self.area, &self.numbered.edges);
-        self.led.retain(|&number| {
-            let Some(edge) = edges.get(number as usize) else {
-                return false;
-            };
-            let dropped = drops(edge.target);
-            if dropped && let Way::Slot(slot, out) = edge.way {
-                area.set_slot(slot, out);
+    /// Forgets the regions of pages that were written; true if there are any.
+    fn drop_written(&mut self, code: &CodeMap) -> bool {
+        let (regions, before) = (&mut self.regions, self.pages.len());
+        self.pages.retain(|&number, page| {
+            let current = code.word(number) == page.word;
+            if !current {
+                for key in &page.regions {
+                    regions.remove(key);
+                }
             }
-            !dropped
+            current
         });
-    }
-
-    fn drop_all_ways(&mut self) {
-        self.drop_ways(|_| true);
-        self.entered = [0; FILTER / 64];
-        self.pending = None;
+        let dropped = self.pages.len() != before;
+        if dropped {
+            self.drop_all_ways();
+        }
+        dropped
     }
 
     /// Forgets all regions.
     pub(crate) fn clear(&mut self) {
         self.regions.clear();
         self.pages.clear();
-        self.led.clear();
-        self.jumps.iter_mut().for_each(Jumps::clear);
+        self.ways.clear();
+        // The lower half's ways are found anew.
+        self.space = 0;
         self.entered = [0; FILTER / 64];
         self.numbered.sites.clear();
         self.numbered.edges.clear();
@@ -204,20 +206,6 @@ impl Translator {
         self.area.room() < ROOM
             || self.numbered.sites.len() > MOST_NUMBERED
             || self.numbered.edges.len() > MOST_NUMBERED
-    }
-
-    /// Leads an edge to its target's code.
-    fn lead(&mut self, number: u32, code: u64) {
-        let Some(edge) = self.numbered.edges.get(number as usize) else {
-            return;
-        };
-        match edge.way {
-            Way::Patch(at) => self.area.patch(at, code),
-            Way::Slot(slot, _) => {
-                self.area.set_slot(slot, code);
-                self.led.push(number);
-            }
-        }
     }
 }
 
@@ -267,63 +255,6 @@ impl Vp {
         self.translator.is_some() && self.mode_key & 3 == 2 && self.mmu.data_set != SLOW_SET
     }
 
-    /// Brings links up to date with what has happened to code and mappings.
-    fn catch_up(&mut self) {
-        let Some(translator) = &mut self.translator else {
-            return;
-        };
-        let epoch = self.mmu.code.epoch();
-        let mut emptied = false;
-        if epoch != translator.epoch {
-            translator.epoch = epoch;
-            let code = &self.mmu.code;
-            let regions = &mut translator.regions;
-            let before = translator.pages.len();
-            translator.pages.retain(|&number, page| {
-                let current = code.word(number) == page.word;
-                if !current {
-                    for key in &page.regions {
-                        regions.remove(key);
-                    }
-                }
-                current
-            });
-            if translator.pages.len() != before {
-                translator.drop_all_ways();
-                emptied = true;
-            }
-        }
-        let changes = &mut self.mmu.changes;
-        if changes.low || changes.high {
-            let (low, high) = (changes.low, changes.high);
-            if low && high {
-                translator.drop_all_ways();
-            } else {
-                translator.drop_ways(|target| if target >> 63 == 0 { low } else { high });
-                translator.pending = None;
-            }
-            emptied = true;
-            (changes.low, changes.high) = (false, false);
-            changes.pages.clear();
-        } else if !changes.pages.is_empty() {
-            for page in changes.pages.drain(..) {
-                if translator.was_entered(page) {
-                    translator.drop_ways(|target| target & !PAGE_MASK == page);
-                    translator.pending = None;
-                    emptied = true;
-                }
-            }
-        }
-        let user = self.state.cpl == 3;
-        if emptied || translator.shadow_user != user {
-            if translator.shadow_user != user {
-                self.link.vectors = 0;
-            }
-            translator.shadow_user = user;
-            self.link.shadow = self.link.shadow_top;
-        }
-    }
-
     /// The table for data that fits mode and address space.
     pub(super) fn choose_table(&mut self) -> usize {
         let space = self.mmu.low_space();
@@ -342,106 +273,30 @@ impl Vp {
     }
 
     #[inline]
-    fn find_translated(&mut self) -> Option<u64> {
+    pub(super) fn find_translated(&mut self) -> Option<u64> {
         let rip = self.state.rip;
         let user = self.state.cpl == 3;
         let translator = self.translator.as_mut()?;
-        let code = match translator.jumps[usize::from(user)].get(rip) {
+        let code = match translator.ways.jump(rip, user) {
             Some(code) => code,
             None => {
                 let (_, page) = self.mmu.lookup_execute(rip, user)?;
                 let key = Key { rip, page, user };
                 let code = *translator.regions.get(&key)?;
-                translator.jumps[usize::from(user)].set(rip, code);
+                translator.ways.set_jump(rip, user, code);
                 translator.note_entered(rip);
+                translator.low_supervisor |= !user && rip >> 63 == 0;
                 code
             }
         };
-        self.lead_pending(code);
-        Some(code)
-    }
-
-    /// Leads the edge that was just left by to the code found.
-    fn lead_pending(&mut self, code: u64) {
-        let rip = self.state.rip;
-        let user = self.state.cpl == 3;
-        let Some(translator) = &mut self.translator else {
-            return;
-        };
-        let Some(number) = translator.pending.take() else {
-            return;
-        };
-        let fits = translator
-            .numbered
-            .edges
-            .get(number as usize)
-            .is_some_and(|edge| edge.target == rip && edge.user == user);
-        if fits {
-            translator.note_entered(rip);
-            translator.lead(number, code);
-        }
-    }
-
-    /// Translates the region at RIP, which has a current mapping for fetches.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn translate_region(&mut self) -> bool {
-        let rip = self.state.rip;
-        let user = self.state.cpl == 3;
-        let Some((host, page)) = self.mmu.lookup_execute(rip, user) else {
-            return false;
-        };
-        let word = self.mark_code(page, host.wrapping_sub((rip & PAGE_MASK) as usize));
-        let mut bytes = [0u8; MAX_CODE];
-        let length = bytes.len().min((0x1000 - (rip & PAGE_MASK)) as usize);
-        crate::host::copy_from(host, &mut bytes[..length]);
-        let items = region::gather(&bytes[..length], self.mode_key);
-        let Some(translator) = &mut self.translator else {
-            return false;
-        };
-        if translator.is_full() {
-            translator.clear();
-            self.link.shadow = self.link.shadow_top;
-            // Blocks count anew, too.
-            self.blocks.clear();
-        }
-        let context = Context {
-            area: &mut translator.area,
-            numbered: &mut translator.numbered,
-            stubs: translator.stubs,
-            user,
-        };
-        let Some(code) = region::emit(context, &items, rip) else {
-            return false;
-        };
-        let key = Key { rip, page, user };
-        translator.regions.insert(key, code);
-        let known = translator.pages.entry(page).or_insert(Page {
-            word,
-            regions: Vec::new(),
-        });
-        if known.word != word {
-            // The page was written since: its old regions are dead.
-            for key in std::mem::take(&mut known.regions) {
-                if key.rip != rip {
-                    translator.regions.remove(&key);
-                }
-            }
-            known.word = word;
-            known.regions.push(key);
-            translator.drop_all_ways();
-            self.link.shadow = self.link.shadow_top;
-        } else {
-            known.regions.push(key);
-        }
-        true
+        self.lead_pending(code).then_some(code)
     }
 
     /// Drops all translated code.
     pub(crate) fn forget_translated(&mut self) {
         if let Some(translator) = &mut self.translator {
             translator.clear();
-            self.link.shadow = self.link.shadow_top;
+            self.empty_shadows();
         }
     }
 
@@ -542,11 +397,11 @@ impl Vp {
         };
         self.mmu.fast = Some(Box::new(FastTlb::new(self.mmu.code.len())));
         self.mmu.code.join(&self.peer);
-        self.link.jumps = [translator.jumps[0].address(), translator.jumps[1].address()];
+        self.link.jumps = translator.ways.tables();
         self.link.go = self.peer.requests.word();
-        self.link.shadow_top = translator.area.stack_top();
-        self.link.shadow = self.link.shadow_top;
+        self.link.shadow_tops = [false, true].map(|user| translator.area.stack_top(user));
         self.translator = Some(translator);
+        self.empty_shadows();
         true
     }
 }

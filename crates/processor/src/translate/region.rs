@@ -5,6 +5,7 @@
 //! unconditional branch, an instruction whose handler may change the mode, or
 //! the page's end.
 
+use super::crossing::Second;
 use super::emit::{Context, Emitter};
 use super::flow::{Item, liveness};
 use super::{control::Behind, generic, vector};
@@ -79,12 +80,20 @@ fn kind(item: &Item) -> Kind {
 
 /// Emits a region that starts at linear address `start`: the address of its
 /// code. `None` when there is nothing to translate, or no room.
-pub(super) fn emit(context: Context<'_>, items: &[Item], start: u64) -> Option<u64> {
+pub(super) fn emit(
+    context: Context<'_>,
+    items: &[Item],
+    start: u64,
+    second: Option<Second>,
+) -> Option<u64> {
     let first = items.first()?;
     if kind(first) == Kind::Handled && first.op.is_last() {
         return None;
     }
     let mut emitter = Emitter::new(context, start);
+    if let Some(second) = second {
+        emitter.gate(&second)?;
+    }
     let mut open = true;
     for item in items {
         match emitter.item(item)? {

@@ -237,13 +237,13 @@ impl FastTlb {
         }
     }
 
-    /// Drops one page in every table.
-    pub(crate) fn flush_page(&mut self, linear: u64) {
+    /// Drops one page in every table, or a whole `large` one.
+    pub(crate) fn flush_page(&mut self, linear: u64, large: bool) {
         self.version += 1;
         let slot = (linear >> 12) as usize & (SLOTS - 1);
         let half = (linear >> 63) as usize;
         for table in &mut self.tables {
-            if table.large[half] {
+            if large && table.large[half] {
                 table.clear();
             } else {
                 table.drop_slot(slot);
