@@ -148,8 +148,6 @@ impl Vp {
         let user = usize::from(self.state.cpl == 3);
         self.link.shadows = self.link.shadow_tops;
         self.link.shadow = self.link.shadow_tops[user];
-        if let Some(translator) = &mut self.translator {
-            translator.shadow_user = user == 1;
-        }
+        self.link.shadow_user = user as u64;
     }
 }

@@ -33,6 +33,7 @@
 
 mod area;
 mod asm;
+mod compare_strings;
 mod control;
 mod crossing;
 mod emit;
@@ -43,10 +44,13 @@ mod links;
 mod region;
 mod runtime;
 mod stack;
+mod strings;
 mod stubs;
+mod system;
 #[cfg(test)]
 mod tests;
 mod tlb;
+mod transfer;
 mod vector;
 mod ways;
 
@@ -56,8 +60,9 @@ pub(crate) use tlb::FastTlb;
 use crate::Vp;
 use crate::block::BuildKeyHasher;
 use crate::fault::Exit;
-use crate::mmu::SLOW_SET;
+use crate::mmu::{Rights, SLOW_SET};
 use crate::space::CodeMap;
+use crate::state::cr;
 use area::Area;
 use emit::Numbered;
 use std::arch::asm;
@@ -118,9 +123,6 @@ pub(crate) struct Translator {
     epoch: u32,
     /// The edge that was just left by.
     pending: Option<u32>,
-    /// Supervisor's and user's shadow stack pointers are the same area's: the
-    /// privilege it belongs to.
-    shadow_user: bool,
     exit: Option<Exit>,
     interpret: bool,
 }
@@ -148,7 +150,6 @@ impl Translator {
             entered: [0; FILTER / 64],
             epoch: 0,
             pending: None,
-            shadow_user: false,
             exit: None,
             interpret: false,
         }))
@@ -252,7 +253,9 @@ impl Vp {
     /// The code at RIP is of the kind that is translated.
     #[inline]
     pub(crate) fn may_translate(&self) -> bool {
-        self.translator.is_some() && self.mode_key & 3 == 2 && self.mmu.data_set != SLOW_SET
+        // 64-bit code at privilege 0 or 3.
+        let mode = matches!(self.mode_key & 0x33, 0x02 | 0x32);
+        self.translator.is_some() && mode && self.mmu.data_set != SLOW_SET
     }
 
     /// The table for data that fits mode and address space.
@@ -262,14 +265,38 @@ impl Vp {
         let Some(fast) = &mut self.mmu.fast else {
             return 0;
         };
-        let table = fast.choose(set, space);
+        let user = fast.choose(Rights::User as usize, space);
+        self.link.user_table = fast.address(user);
+        let table = match set {
+            0 => user,
+            _ => fast.choose(set, space),
+        };
         let address = fast.address(table);
         if self.link.table != address || self.stack_version != fast.version {
             self.stack_version = fast.version;
             self.link.table = address;
             self.link.stack_page = self.link.no_stack_page;
         }
+        self.choose_rights();
         table
+    }
+
+    /// What RFLAGS.AC makes of the supervisor's rights.
+    fn choose_rights(&mut self) {
+        let smap = self.state.cr4 & cr::CR4_SMAP != 0;
+        let without = if smap {
+            Rights::Supervisor
+        } else {
+            Rights::SupervisorAc
+        };
+        let Some(fast) = &self.mmu.fast else {
+            return;
+        };
+        for (number, rights) in [without, Rights::SupervisorAc].into_iter().enumerate() {
+            let set = rights as usize;
+            self.link.ac_sets[number] = set as u64;
+            self.link.ac_tables[number] = fast.address(FastTlb::supervisor_table(set));
+        }
     }
 
     #[inline]
@@ -364,23 +391,15 @@ impl Vp {
         // the same area, and nothing of the area is overwritten while code
         // runs. The code and the functions it calls reach `self` through the
         // link; this function does not touch it meanwhile.
-        let left = unsafe {
+        unsafe {
             let enter = std::mem::transmute::<u64, stubs::Enter>(enter);
-            enter(code)
-        };
+            enter(code);
+        }
         swap_gs(old);
         self.peer.leave();
         let Some(translator) = &mut self.translator else {
             return Ran::Again;
         };
-        if left & stubs::EDGE != 0 {
-            let number = left as u32;
-            if let Some(edge) = translator.numbered.edges.get(number as usize) {
-                self.state.rip = edge.target;
-                translator.pending = Some(number);
-            }
-            return Ran::Again;
-        }
         if let Some(exit) = translator.exit.take() {
             return Ran::Exit(exit);
         }

@@ -8,7 +8,7 @@
 use super::crossing::Second;
 use super::emit::{Context, Emitter};
 use super::flow::{Item, liveness};
-use super::{control::Behind, generic, vector};
+use super::{compare_strings, control::Behind, generic, strings, system, vector};
 use crate::decode::Decoder;
 use iced_x86::{FlowControl, Mnemonic};
 
@@ -28,7 +28,7 @@ pub(super) fn gather(bytes: &[u8], mode: u8) -> Vec<Item> {
         };
         item.handled = kind(&item) == Kind::Handled;
         let on = match instruction.flow_control() {
-            FlowControl::Next => !item.op.is_last(),
+            FlowControl::Next => !item.op.is_last() || system::goes_on(&item, mode & 0x30 != 0),
             FlowControl::ConditionalBranch => instruction.is_jcc_short_or_near(),
             FlowControl::Call | FlowControl::IndirectCall => {
                 instruction.is_call_near() || instruction.is_call_near_indirect()
@@ -52,6 +52,10 @@ enum Kind {
     Stack,
     Divide,
     Branch,
+    System,
+    String,
+    CompareString,
+    Transfer,
     Handled,
 }
 
@@ -60,6 +64,11 @@ fn kind(item: &Item) -> Kind {
     let instruction = &item.instruction;
     match instruction.mnemonic() {
         M::Nop | M::Endbr64 | M::Endbr32 | M::Reservednop if !item.op.is_last() => Kind::Nothing,
+        _ if system::is_hint(instruction) && !item.op.is_last() => Kind::Nothing,
+        _ if system::is_system(item) => Kind::System,
+        _ if strings::is_string(item) => Kind::String,
+        _ if compare_strings::is_compare_string(item) => Kind::CompareString,
+        M::Syscall | M::Sysretq => Kind::Transfer,
         M::Lea => Kind::Lea,
         M::Push | M::Pop | M::Leave if !item.op.is_last() => Kind::Stack,
         M::Div | M::Idiv => Kind::Divide,
@@ -86,17 +95,14 @@ pub(super) fn emit(
     start: u64,
     second: Option<Second>,
 ) -> Option<u64> {
-    let first = items.first()?;
-    if kind(first) == Kind::Handled && first.op.is_last() {
-        return None;
-    }
+    items.first()?;
     let mut emitter = Emitter::new(context, start);
     if let Some(second) = second {
         emitter.gate(&second)?;
     }
     let mut open = true;
-    for item in items {
-        match emitter.item(item)? {
+    for (number, item) in items.iter().enumerate() {
+        match emitter.item(item, number + 1 < items.len())? {
             Behind::Next => {}
             Behind::Nothing => {
                 open = false;
@@ -113,7 +119,7 @@ pub(super) fn emit(
 }
 
 impl Emitter<'_> {
-    fn item(&mut self, item: &Item) -> Option<Behind> {
+    fn item(&mut self, item: &Item, more: bool) -> Option<Behind> {
         let done = match kind(item) {
             Kind::Nothing => true,
             Kind::Plain => self.plain(item),
@@ -121,6 +127,13 @@ impl Emitter<'_> {
             Kind::Lea => self.lea(item),
             Kind::Stack => self.stack(item),
             Kind::Divide => self.divide(item),
+            Kind::System => self.system(item, more),
+            Kind::String => self.string(item),
+            Kind::CompareString => self.compare_string(item),
+            Kind::Transfer => match self.transfer(item) {
+                Some(behind) => return Some(behind),
+                None => false,
+            },
             Kind::Branch => {
                 let mark = self.mark();
                 if let Some(behind) = self.branch(item) {

@@ -48,6 +48,23 @@ pub(super) unsafe extern "sysv64" fn handle(vp: *mut Vp, number: u64) -> u64 {
     vp.handle_site(&site)
 }
 
+/// An edge was taken that leads nowhere yet.
+pub(super) unsafe extern "sysv64" fn edge(vp: *mut Vp, number: u64) -> u64 {
+    // SAFETY: as in `access`.
+    let vp = unsafe { processor(vp) };
+    vp.peer.leave();
+    let Some(translator) = &mut vp.translator else {
+        return 0;
+    };
+    let number = number as u32;
+    let Some(edge) = translator.numbered.edges.get(number as usize) else {
+        return 0;
+    };
+    vp.state.rip = edge.target;
+    translator.pending = Some(number);
+    vp.go_on_at_rip()
+}
+
 /// Vector registers are wanted.
 pub(super) unsafe extern "sysv64" fn vectors(vp: *mut Vp, number: u64) -> u64 {
     // SAFETY: as in `access`.
@@ -89,6 +106,24 @@ impl Vp {
         code
     }
 
+    /// Goes on with the code for RIP, if there is nothing else to do first:
+    /// what [`Vp::run`] does, without leaving.
+    fn go_on_at_rip(&mut self) -> u64 {
+        let busy = self.shutdown || self.attention != 0 || self.interrupted();
+        if busy || !self.may_translate() {
+            return 0;
+        }
+        self.catch_up();
+        let Some(code) = self.find_translated() else {
+            return 0;
+        };
+        // Kernels hardly use vectors: what Rust does for them is cheaper
+        // without.
+        let wanted = self.state.cpl == 3 && self.vectors_usable();
+        self.link.vectors &= u64::from(wanted);
+        self.go_on(code)
+    }
+
     /// Does a site's instruction by its handler.
     fn handle_site(&mut self, site: &Site) -> u64 {
         let (op, start) = (&site.op, site.start);
@@ -100,18 +135,21 @@ impl Vp {
         }
         if (op.run)(self, op).is_err() {
             let exit = self.stopped_at(op, start);
-            self.left(exit);
-            return 0;
+            if exit.is_some() {
+                self.left(exit);
+                return 0;
+            }
+            return self.go_on_at_rip();
         }
         if op.is_last() {
             self.code_written = false;
-            return 0;
+            return self.go_on_at_rip();
         }
         let after = (self.mode_key, self.mmu.data_set, self.mmu.generation);
         if self.code_written || self.attention != 0 || before != after || self.interrupted() {
             self.code_written = false;
             self.state.rip = start.wrapping_add(op.end());
-            return 0;
+            return self.go_on_at_rip();
         }
         self.link.vectors &= u64::from(self.vectors_usable());
         self.go_on(site.resume)

@@ -119,6 +119,8 @@ pub(crate) struct FastTlb {
     /// may still be noted.
     writers: Vec<u32>,
     clock: u64,
+    /// The address space that was last asked for, and its table.
+    recent: Option<(u64, usize)>,
     /// Moves on whenever an entry may have been dropped.
     pub(super) version: u64,
 }
@@ -131,6 +133,7 @@ impl FastTlb {
                 .collect(),
             writers: vec![NONE; pages],
             clock: 0,
+            recent: None,
             version: 0,
         }
     }
@@ -139,7 +142,12 @@ impl FastTlb {
     /// address space.
     pub(crate) fn choose(&mut self, set: usize, space: u64) -> usize {
         if set != 0 {
-            return (set - 1) & 1;
+            return Self::supervisor_table(set);
+        }
+        if let Some((recent, table)) = self.recent
+            && recent == space
+        {
+            return table;
         }
         self.clock += 1;
         let clock = self.clock;
@@ -155,7 +163,13 @@ impl FastTlb {
             oldest
         });
         self.tables[number].used = clock;
+        self.recent = Some((space, number));
         number
+    }
+
+    /// The table for a supervisor's data set.
+    pub(super) fn supervisor_table(set: usize) -> usize {
+        set.wrapping_sub(1) & 1
     }
 
     /// Where a table lies.
@@ -254,6 +268,7 @@ impl FastTlb {
     /// Drops everything; address spaces get new numbers.
     pub(crate) fn flush_all(&mut self) {
         self.version += 1;
+        self.recent = None;
         for (number, table) in self.tables.iter_mut().enumerate() {
             if number < SUPERVISOR_TABLES {
                 table.clear();

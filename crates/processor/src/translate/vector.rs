@@ -120,7 +120,7 @@ impl Emitter<'_> {
     }
 
     /// The vector registers are in place behind this.
-    fn want_vectors(&mut self, item: &Item) {
+    pub(super) fn want_vectors(&mut self, item: &Item) {
         if std::mem::replace(&mut self.vectors, true) {
             return;
         }

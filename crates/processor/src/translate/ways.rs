@@ -279,15 +279,12 @@ impl Vp {
 
     /// Empties shadow stacks, and changes to the one of the privilege.
     fn settle_shadow(&mut self, emptied: [bool; 2]) {
-        let Some(translator) = &mut self.translator else {
-            return;
-        };
         let user = usize::from(self.state.cpl == 3);
         let link = &mut self.link;
-        if translator.shadow_user != (user == 1) {
+        if link.shadow_user != user as u64 {
             link.shadows[1 - user] = link.shadow;
             link.shadow = link.shadows[user];
-            translator.shadow_user = user == 1;
+            link.shadow_user = user as u64;
         }
         for (number, empty) in emptied.into_iter().enumerate() {
             if empty {
