@@ -169,6 +169,9 @@ impl Vp {
             translator: None,
             stack_version: 0,
             warm: crate::translate::WARM,
+                .ok()
+                .and_then(|t| t.parse().ok())
+                .unwrap_or(crate::translate::WARM),
             faulted: false,
             resume_loaded: false,
             pauses: 0,
