@@ -219,12 +219,14 @@ impl Vp {
             .get(&key)
             .filter(|block| self.is_current(block))
             .cloned();
-        // A second page may be mapped elsewhere by now: do not trust the cache
-        // for blocks that cross.
-        if block
-            .as_ref()
-            .is_none_or(|block| block.second.is_some() || !self.fits(block, mode))
-        {
+        // A second page may be mapped elsewhere by now.
+        if let Some((second, _)) = block.as_ref().and_then(|block| block.second) {
+            let next = self.wrap_linear((linear | PAGE_MASK).wrapping_add(1));
+            if self.fetch_page(next)?.1 != second {
+                block = None;
+            }
+        }
+        if block.as_ref().is_none_or(|block| !self.fits(block, mode)) {
             block = Some(self.decode_block(linear, host, page, mode)?);
             if self.blocks.map.len() >= MAX_BLOCKS {
                 self.blocks.map.clear();

@@ -7,6 +7,8 @@ use crate::translate::FastTlb;
 use crate::walk::{Walk, page_fault};
 use std::sync::Arc;
 
+/// Guest-physical pages whose host memory is remembered.
+const TOLD: usize = 1024;
 /// Entries of one TLB set.
 const TLB_SIZE: usize = 1024;
 /// Offset bits of a page.
@@ -89,14 +91,15 @@ pub(crate) struct Mmu {
     pcid_asid: Vec<u16>,
     /// A non-global translation of the upper half has been cached.
     high_local: bool,
-    /// Pieces of large pages have been cached, per half of the linear address
-    /// space.
-    large: [bool; 2],
+    /// Where pieces of large pages have been cached.
+    large: LargePages,
     /// The set in use for data.
     pub data_set: usize,
     /// Physical address bits, all above are reserved in tables.
     pub(crate) physical_bits: u32,
-    pub(crate) space: Box<dyn GuestSpace>,
+    space: Box<dyn GuestSpace>,
+    /// What `space` has told, until it changes.
+    told: Box<[Option<(u64, HostPage)>; TOLD]>,
     pub code: Arc<CodeMap>,
     /// Counts everything that may change a translation.
     pub generation: u32,
@@ -109,7 +112,7 @@ pub(crate) struct Mmu {
 /// Changes of translations since somebody last looked.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    /// The lower half of the linear address space.
+    /// The lower half of the linear address space, in every address space.
     pub low: bool,
     /// The upper half.
     pub high: bool,
@@ -130,6 +133,51 @@ impl Changes {
     }
 }
 
+/// Frames of the linear address space that pieces of large pages were cached
+/// in, hashed: one INVLPG stands for the whole of such a page.
+#[derive(Debug)]
+struct LargePages {
+    /// By 4 MiB: pages of 2 and 4 MiB.
+    frames: [u64; 64],
+    /// By 1 GiB.
+    huge: [u64; 4],
+}
+
+impl Default for LargePages {
+    fn default() -> Self {
+        Self {
+            frames: [0; 64],
+            huge: [0; 4],
+        }
+    }
+}
+
+impl LargePages {
+    /// Word and bit for a frame's number.
+    fn place<const WORDS: usize>(frame: u64) -> (usize, u32) {
+        let hash = frame.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        ((hash >> 6) as usize % WORDS, hash as u32 & 63)
+    }
+
+    /// A piece of a page of `1 << span` bytes was cached.
+    fn note(&mut self, linear: u64, span: u32) {
+        if span > 22 {
+            let (word, bit) = Self::place::<4>(linear >> 30);
+            self.huge[word] |= 1 << bit;
+        } else if span > 12 {
+            let (word, bit) = Self::place::<64>(linear >> 22);
+            self.frames[word] |= 1 << bit;
+        }
+    }
+
+    /// False: no piece of a large page that `linear` lies in was cached.
+    fn may_cover(&self, linear: u64) -> bool {
+        let (word, bit) = Self::place::<64>(linear >> 22);
+        let (huge_word, huge_bit) = Self::place::<4>(linear >> 30);
+        (self.frames[word] >> bit | self.huge[huge_word] >> huge_bit) & 1 != 0
+    }
+}
+
 impl Mmu {
     pub(crate) fn new(space: Box<dyn GuestSpace>, code: Arc<CodeMap>, physical_bits: u32) -> Self {
         let sets = vec![[TlbEntry::EMPTY; TLB_SIZE]; 4].into_boxed_slice();
@@ -142,10 +190,11 @@ impl Mmu {
             next_asid: 3,
             pcid_asid: vec![0; 4096],
             high_local: false,
-            large: [false; 2],
+            large: LargePages::default(),
             data_set: Rights::SupervisorAc as usize,
             physical_bits,
             space,
+            told: Box::new([None; TOLD]),
             code,
             generation: 1,
             fast: None,
@@ -155,12 +204,21 @@ impl Mmu {
 
     /// The host page of a guest-physical page.
     pub(crate) fn host_page(&mut self, page: u64) -> Option<HostPage> {
-        self.space.page(page)
+        let told = &mut self.told[page as usize % TOLD];
+        if let Some((number, found)) = told
+            && *number == page
+        {
+            return Some(*found);
+        }
+        let found = self.space.page(page)?;
+        *told = Some((page, found));
+        Some(found)
     }
 
     /// The guest-physical map has changed.
     pub(crate) fn space_changed(&mut self) {
         self.space.refresh();
+        self.told.fill(None);
         self.flush_all();
     }
 
@@ -228,7 +286,7 @@ impl Mmu {
             .walk(state, linear, access, rights, true)
             .map_err(|error| page_fault(state, linear, access, rights, error))?;
         let offset = linear & PAGE_MASK;
-        let Some(page) = self.space.page(walk.gpa >> 12) else {
+        let Some(page) = self.host_page(walk.gpa >> 12) else {
             return Ok(Target::Mmio(walk.gpa));
         };
         self.fill(linear, rights, &walk, &page);
@@ -266,9 +324,7 @@ impl Mmu {
             page: page.index,
             span: walk.span,
         };
-        if walk.span > 12 {
-            self.large[(linear >> 63) as usize] = true;
-        }
+        self.large.note(linear, walk.span);
     }
 
     /// Gives the low half (and, if non-global translations of it were cached,
@@ -280,7 +336,7 @@ impl Mmu {
             self.high_local = false;
             self.asid[1] = self.take_asid();
         }
-        self.changes.low = true;
+        // The lower half's number tells what has become of it.
         self.changes.high |= high;
         if let Some(fast) = &mut self.fast {
             fast.switch(high);
@@ -353,7 +409,7 @@ impl Mmu {
     pub(crate) fn flush_all(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.high_local = false;
-        self.large = [false; 2];
+        self.large = LargePages::default();
         self.pcid_asid.fill(0);
         // Numbers taken one after the other could meet a clear in between.
         if self.next_asid + 1 > PAGE_MASK {
@@ -370,10 +426,11 @@ impl Mmu {
             set[(linear >> 12) as usize & (TLB_SIZE - 1)] = TlbEntry::EMPTY;
         }
         self.changes.page(linear);
+        let large = self.large.may_cover(linear);
         if let Some(fast) = &mut self.fast {
-            fast.flush_page(linear);
+            fast.flush_page(linear, large);
         }
-        if self.large[(linear >> 63) as usize] {
+        if large {
             (self.changes.low, self.changes.high) = (true, true);
             self.flush_large(linear);
         }

@@ -208,6 +208,7 @@ impl Vp {
     pub fn update_state(&mut self, change: impl FnOnce(&mut State)) {
         change(&mut self.state);
         self.state.gpr[reg::ZERO] = 0;
+        self.forget_transfers();
         self.mmu.flush_all();
         self.mode_changed();
     }
@@ -235,6 +236,7 @@ impl Vp {
         self.attention = 0;
         self.nmi_blocked = false;
         self.debug_pending = 0;
+        self.forget_transfers();
         self.mmu.flush_all();
         self.mode_changed();
     }

@@ -225,6 +225,7 @@ impl Vp {
     }
 
     fn write_owned_msr(&mut self, index: u32, value: u64) -> Written {
+        self.forget_transfers();
         let valid = match index {
             msr::TSC => {
                 // TSC_ADJUST moves along (SDM 3B 18.17.3).

@@ -71,6 +71,7 @@ pub(crate) fn syscall(vp: &mut Vp, _op: &Op) -> Step {
         vp.faulted = true;
     }
     vp.mode_changed();
+    vp.note_syscall();
     Ok(())
 }
 
@@ -108,6 +109,9 @@ pub(crate) fn sysret(vp: &mut Vp, op: &Op) -> Step {
     }
     vp.single_step_on_loaded_flag();
     vp.mode_changed();
+    if to_64 {
+        vp.note_sysret();
+    }
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 //! Code lies in a memory file that is mapped twice, once writable and once
 //! executable. Behind the executable mapping, within reach of RIP-relative
 //! operands, lies plain data: the slots through which code leaves a page, and
-//! the cells of hot code with their logs. The shadow stack of host return addresses has an area of its own. Guard pages
-//! surround everything.
+//! the cells of hot code with their logs. The shadow stacks of host return
+//! addresses have an area of their own. Guard pages surround everything.
 
 use super::cells::{CELLS, Cell};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -20,7 +20,8 @@ const DATA_SIZE: usize = 4 << 20;
 const CELLS_SIZE: usize = CELLS * size_of::<Cell>();
 const LOG_SIZE: usize = CELLS * size_of::<u64>();
 const GUARD: usize = 64 << 10;
-/// The shadow stack; its lowest 64 KiB are never used (see [`Area::stack`]).
+/// A shadow stack, of which there is one for each privilege; its lowest 64 KiB
+/// are never used (see [`Area::stack_low`]).
 const STACK_SIZE: usize = 1 << 20;
 /// Above the top of the shadow stack, so that looking above an empty one
 /// finds zeros.
@@ -45,7 +46,7 @@ pub(super) struct Area {
 unsafe impl Send for Area {}
 
 const ALL_DATA: usize = DATA_SIZE + CELLS_SIZE + 2 * LOG_SIZE;
-const RESERVED: usize = GUARD + CODE_SIZE + GUARD + ALL_DATA + GUARD + STACK_SIZE + 2 * GUARD;
+const RESERVED: usize = GUARD + CODE_SIZE + GUARD + ALL_DATA + GUARD + 2 * STACK_SIZE + 2 * GUARD;
 
 impl Area {
     /// Maps a new area; `None` where the host allows no executable memory.
@@ -89,7 +90,7 @@ impl Area {
             mmap(executable.cast(), CODE_SIZE, rights, shared, &file, 0).ok()?;
             let rights = ProtFlags::READ | ProtFlags::WRITE;
             mmap_anonymous(data.cast(), ALL_DATA, rights, private | fixed).ok()?;
-            mmap_anonymous(stack.cast(), STACK_SIZE, rights, private | fixed).ok()?;
+            mmap_anonymous(stack.cast(), 2 * STACK_SIZE, rights, private | fixed).ok()?;
         }
         Some(area)
     }
@@ -248,26 +249,32 @@ impl Area {
         }
     }
 
-    /// The top of the empty shadow stack.
-    pub(super) fn stack_top(&self) -> u64 {
-        self.stack as u64 + (STACK_SIZE - STACK_HEAD) as u64
+    fn stack(&self, user: bool) -> *mut u8 {
+        self.stack.wrapping_add(usize::from(user) * STACK_SIZE)
     }
 
-    /// What lies above the empty shadow stack: an entry that is never equal to
-    /// a return address, and the code it leads to.
-    pub(super) fn set_bottom(&mut self, negated: u64, code: u64) {
-        // SAFETY: within the stack's mapping, above all entries.
-        unsafe {
-            let top = self.stack.add(STACK_SIZE - STACK_HEAD).cast::<u64>();
-            top.write(code);
-            top.add(1).write(negated);
+    /// The top of a privilege's empty shadow stack.
+    pub(super) fn stack_top(&self, user: bool) -> u64 {
+        self.stack(user) as u64 + (STACK_SIZE - STACK_HEAD) as u64
+    }
+
+    /// What lies above empty shadow stacks: an entry that is never equal to a
+    /// return address, and the code it leads to.
+    pub(super) fn set_bottoms(&mut self, negated: u64, code: u64) {
+        for user in [false, true] {
+            // SAFETY: within the stack's mapping, above all entries.
+            unsafe {
+                let top = self.stack(user).add(STACK_SIZE - STACK_HEAD).cast::<u64>();
+                top.write(code);
+                top.add(1).write(negated);
+            }
         }
     }
 
-    /// Bits 31:16 of addresses in the lowest 64 KiB of the shadow stack: code
+    /// Bits 31:16 of addresses in the lowest 64 KiB of a shadow stack: code
     /// that pushes there starts over at the top.
-    pub(super) fn stack_low(&self) -> u32 {
-        (self.stack as u64 >> 16) as u16 as u32
+    pub(super) fn stack_low(&self, user: bool) -> u32 {
+        (self.stack(user) as u64 >> 16) as u16 as u32
     }
 }
 

@@ -192,7 +192,11 @@ fn effects(item: &Item, start: u64, info: &InstructionInfo) -> Effects {
     let instruction = &item.instruction;
     let kind = kind(item);
     let conditional = instruction.is_jcc_short_or_near();
-    if matches!(kind, Kind::Handled) || matches!(kind, Kind::Branch) && !conditional {
+    let special = matches!(
+        kind,
+        Kind::Handled | Kind::System | Kind::String | Kind::CompareString | Kind::Transfer
+    );
+    if special || kind == Kind::Branch && !conditional {
         let barrier = Effects {
             barrier: true,
             ..Effects::default()

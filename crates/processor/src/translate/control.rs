@@ -9,7 +9,7 @@
 use super::asm::{Mem, at, cc, host};
 use super::emit::{Access, Address, Cold, Emitter};
 use super::flow::Item;
-use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register};
+use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, element, field, register};
 use super::links::{Edge, Way};
 use super::units::Units;
 use crate::mmu::canonical;
@@ -180,19 +180,19 @@ impl Emitter<'_> {
         let request = (target < back).then(|| self.look_for_requests());
         self.push_shadow(back);
         let mut ways_out = Vec::new();
-        let way = self.context.numbered.edges[edge as usize].way;
+        let slot = self.context.numbered.edges[edge as usize].slot();
         let mut call = None;
-        match way {
-            Way::Patch(_) => {
+        match slot {
+            None => {
                 let fix = self.asm.call();
                 self.context.numbered.edges[edge as usize].way = Way::Patch(self.asm.address(fix));
                 call = Some(fix);
             }
-            Way::Slot(slot, _) => self.asm.call_through(Mem::Near(slot)),
+            Some((slot, _)) => self.asm.call_through(Mem::Near(slot)),
         }
         self.landing(full, request, &mut ways_out);
         ways_out.extend(call);
-        self.cold.push(if matches!(way, Way::Patch(_)) {
+        self.cold.push(if slot.is_none() {
             Cold::Edge(ways_out, edge)
         } else {
             Cold::SlotOut(ways_out, edge)
@@ -216,7 +216,7 @@ impl Emitter<'_> {
         let on = self.asm.jump();
         if let Some((full, back)) = full {
             self.short(full);
-            self.asm.load(host::RSP, field!(shadow_top));
+            self.reset_shadow();
             self.asm.jump_to(back);
         }
         if let Some(request) = request {
@@ -247,10 +247,16 @@ impl Emitter<'_> {
         // RORX ECX, ESP, 16; MOVZX ECX, CX
         self.asm
             .raw(&[0xc4, 0xe3, 0x7b, 0xf0, 0xcc, 16, 0x0f, 0xb7, 0xc9]);
-        let low = self.context.area.stack_low() as i32;
+        let low = self.context.area.stack_low(self.context.user) as i32;
         self.asm.lea32(S0, at(S0, -low));
         let full = self.asm.jump_if_rcx_zero();
         (full, self.asm.here())
+    }
+
+    /// Empties the shadow stack.
+    fn reset_shadow(&mut self) {
+        let top = element(field!(shadow_tops), usize::from(self.context.user));
+        self.asm.load(host::RSP, top);
     }
 
     fn push_shadow(&mut self, back: u64) {
@@ -298,7 +304,7 @@ impl Emitter<'_> {
         self.asm.lea(GUEST_RSP, at(GUEST_RSP, drop));
         self.asm.raw(&[0xc3]);
         self.asm.bind(other);
-        self.asm.load(host::RSP, field!(shadow_top));
+        self.reset_shadow();
         self.find_jump(item);
         let request = self.look_for_requests();
         self.asm.lea(GUEST_RSP, at(GUEST_RSP, drop));
@@ -323,10 +329,7 @@ impl Emitter<'_> {
                 disp: 0,
             },
         );
-        let Mem::Vp(jumps) = field!(jumps) else {
-            return;
-        };
-        a.load(S0, Mem::Vp(jumps + 8 * user));
+        a.load(S0, element(field!(jumps), user));
         a.lea(
             S1,
             Mem::At {

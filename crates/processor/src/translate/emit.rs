@@ -558,9 +558,16 @@ impl<'a> Emitter<'a> {
         let out = self.asm.here();
         self.leave_to(edge, self.context.stubs.edge);
         let way = &mut self.context.numbered.edges[edge as usize].way;
-        if let Way::Slot(slot, _) = *way {
-            *way = Way::Slot(slot, out);
-            self.context.area.set_slot(slot, out);
+        match way {
+            Way::Patch(_) => {}
+            Way::Slot(slot, old) => {
+                *old = out;
+                self.context.area.set_slot(*slot, out);
+            }
+            Way::Gate(gate) => {
+                gate.out = out;
+                self.context.area.set_slot(gate.slot, out);
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Where emitted code finds things: registers and fields.
 
 use super::asm::{Mem, host};
+use super::transfer::Transfers;
 use crate::Vp;
 use crate::state::State;
 use std::hash::{BuildHasher, RandomState};
@@ -34,12 +35,27 @@ pub(crate) struct Link {
     pub(super) host_stack: u64,
     /// The shadow stack's pointer while it does not.
     pub(super) shadow: u64,
-    /// The top of the empty shadow stack.
-    pub(super) shadow_top: u64,
+    /// The pointers of supervisor's and user's shadow stack; that of the
+    /// privilege in use is out of date.
+    pub(super) shadows: [u64; 2],
+    /// The tops of the empty shadow stacks.
+    pub(super) shadow_tops: [u64; 2],
+    /// Whose shadow stack is in use: 1 for user code.
+    pub(super) shadow_user: u64,
     /// Where to go on, while registers are loaded.
     pub(super) resume: u64,
     /// The code that an indirect call leads to.
     pub(super) target: u64,
+    /// A value in the middle of an instruction.
+    pub(super) stash: u64,
+    /// The supervisor's tables for data, without and with RFLAGS.AC.
+    pub(super) ac_tables: [u64; 2],
+    /// The numbers of their sets, see [`crate::mmu::Rights`].
+    pub(super) ac_sets: [u64; 2],
+    /// User code's table for data.
+    pub(super) user_table: u64,
+    /// What SYSCALL and SYSRET load.
+    pub(super) transfers: Transfers,
     /// The page that the guest's stack was last written in: its negated linear
     /// address, and what leads from linear addresses to the host's.
     pub(super) stack_page: u64,
@@ -93,7 +109,14 @@ impl Link {
             go: std::ptr::null(),
             host_stack: 0,
             shadow: 0,
-            shadow_top: 0,
+            shadows: [0; 2],
+            shadow_tops: [0; 2],
+            shadow_user: 0,
+            stash: 0,
+            ac_tables: [0; 2],
+            ac_sets: [0; 2],
+            user_table: 0,
+            transfers: Transfers::default(),
             resume: 0,
             target: 0,
             stack_page: no_stack_page,
@@ -125,6 +148,14 @@ macro_rules! field {
     };
 }
 pub(super) use field;
+
+/// An element of a field of [`Link`] with 8-byte elements.
+pub(super) fn element(field: Mem, number: usize) -> Mem {
+    match field {
+        Mem::Vp(offset) => Mem::Vp(offset + 8 * number),
+        other => other,
+    }
+}
 
 /// Scratch registers. RCX is one because JRCXZ tests it without flags.
 pub(super) const S0: u8 = host::RCX;
@@ -169,14 +200,23 @@ pub(super) fn flags() -> Mem {
     Mem::Vp(offset_of!(Vp, state) + offset_of!(State, arith))
 }
 
+/// A part of the architectural state.
+pub(super) fn state(offset: usize) -> Mem {
+    Mem::Vp(offset_of!(Vp, state) + offset)
+}
+
 /// The base of a segment register.
 pub(super) fn segment_base(number: usize) -> Mem {
-    Mem::Vp(
-        offset_of!(Vp, state)
-            + offset_of!(State, seg)
-            + number * size_of::<crate::Segment>()
-            + offset_of!(crate::Segment, base),
-    )
+    segment(number, offset_of!(crate::Segment, base))
+}
+
+/// The selector of a segment register.
+pub(super) fn selector(number: usize) -> Mem {
+    segment(number, offset_of!(crate::Segment, selector))
+}
+
+fn segment(number: usize, offset: usize) -> Mem {
+    state(offset_of!(State, seg) + number * size_of::<crate::Segment>() + offset)
 }
 
 /// The upper half of a YMM register.

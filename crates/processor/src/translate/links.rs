@@ -87,6 +87,26 @@ pub(super) enum Way {
     /// To another page: a slot, for as long as that page stays mapped. The
     /// second address is what it holds without a target.
     Slot(u64, u64),
+    /// Into a region that runs on into the next page.
+    Gate(Gate),
+}
+
+/// The way past the start of a region whose code lies in two pages: it is
+/// open for as long as the second page stays mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gate {
+    /// The slot.
+    pub slot: u64,
+    /// What it holds while the gate is shut.
+    pub out: u64,
+    /// The region's code.
+    pub entry: u64,
+    /// What lies behind the gate.
+    pub body: u64,
+    /// Linear address of the second page.
+    pub second: u64,
+    /// Its number in the code map.
+    pub page: u32,
 }
 
 /// A direct branch.
@@ -98,4 +118,23 @@ pub(super) struct Edge {
     pub user: bool,
     /// How to lead it there.
     pub way: Way,
+}
+
+impl Edge {
+    /// The address whose mapping the edge relies on.
+    pub(super) fn relies_on(&self) -> u64 {
+        match self.way {
+            Way::Gate(gate) => gate.second,
+            _ => self.target,
+        }
+    }
+
+    /// Its slot, and what that holds without a target.
+    pub(super) fn slot(&self) -> Option<(u64, u64)> {
+        match self.way {
+            Way::Patch(_) => None,
+            Way::Slot(slot, out) => Some((slot, out)),
+            Way::Gate(gate) => Some((gate.slot, gate.out)),
+        }
+    }
 }

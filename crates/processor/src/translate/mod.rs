@@ -35,7 +35,9 @@ mod area;
 mod asm;
 mod cells;
 mod checks;
+mod compare_strings;
 mod control;
+mod crossing;
 mod emit;
 mod flow;
 mod generic;
@@ -45,31 +47,39 @@ mod refill;
 mod region;
 mod runtime;
 mod stack;
+mod strings;
 mod stubs;
+mod system;
+#[cfg(test)]
+mod system_tests;
 #[cfg(test)]
 mod tests;
 mod tlb;
+mod tiers;
+mod transfer;
 mod units;
 mod vector;
+mod ways;
 mod x87;
 
 pub(crate) use layout::Link;
 pub(crate) use tlb::FastTlb;
 
 use crate::Vp;
-use crate::block::{BuildKeyHasher, MAX_CODE};
+use crate::block::BuildKeyHasher;
 use crate::fault::Exit;
-use crate::mmu::{Access, PAGE_MASK, Rights, SLOW_SET, Target};
+use crate::mmu::{Rights, SLOW_SET};
+use crate::space::CodeMap;
 use crate::state::cr;
 use area::Area;
-use checks::{Check, Note};
-use emit::{Context, Numbered};
-use links::{Jumps, Way};
-use region::Tier;
+use checks::Note;
+use emit::Numbered;
 use std::arch::asm;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use stubs::Stubs;
+use tiers::Want;
 use units::Units;
+use ways::Ways;
 
 /// Entries of a block before it is translated.
 pub(crate) const WARM: u16 = 12;
@@ -81,8 +91,6 @@ const ROOM: usize = 256 << 10;
 const MOST_NUMBERED: usize = 1 << 20;
 /// Cells kept for one region.
 const ROOM_CELLS: usize = 1024;
-/// Bits of the filter for pages that code was entered in.
-const FILTER: usize = 4096;
 
 /// What a region is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -96,17 +104,6 @@ struct Key {
 struct Page {
     word: u32,
     regions: Vec<Key>,
-}
-
-/// How a region is to be translated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Want {
-    /// For the first time.
-    Counted,
-    /// Without checks, for hot code to go on with.
-    Plain,
-    /// Again, since it is hot.
-    Hot,
 }
 
 /// What happened when translated code was asked for.
@@ -138,18 +135,17 @@ pub(crate) struct Translator {
     /// The hot region at this address is to be translated with new notes.
     again: Option<u64>,
     pages: HashMap<u32, Page, BuildKeyHasher>,
-    jumps: [Jumps; 2],
-    /// Edges whose slots lead somewhere.
-    led: Vec<u32>,
-    /// Pages (hashed) that code was entered in since all was dropped.
-    entered: [u64; FILTER / 64],
+    ways: Ways,
+    /// The address space that the ways into the lower half fit.
+    space: u64,
+    /// Supervisor code has run in the lower half.
+    low_supervisor: bool,
+    /// Linear page numbers that ways may rely on.
+    entered: HashSet<u64, BuildKeyHasher>,
     /// The code map's epoch that `pages` agrees with.
     epoch: u32,
     /// The edge that was just left by.
     pending: Option<u32>,
-    /// Supervisor's and user's shadow stack pointers are the same area's: the
-    /// privilege it belongs to.
-    shadow_user: bool,
     exit: Option<Exit>,
     interpret: bool,
 }
@@ -162,7 +158,7 @@ impl Translator {
         }
         let mut area = Area::map()?;
         let stubs = stubs::emit(&mut area)?;
-        area.set_bottom(SENTINEL, stubs.bottom);
+        area.set_bottoms(SENTINEL, stubs.bottom);
         let keep = area.used();
         Some(Box::new(Self {
             area,
@@ -175,54 +171,39 @@ impl Translator {
             wish: None,
             again: None,
             pages: HashMap::with_hasher(BuildKeyHasher),
-            jumps: [Jumps::new(), Jumps::new()],
-            led: Vec::new(),
-            entered: [0; FILTER / 64],
+            ways: Ways::new(),
+            space: 0,
+            low_supervisor: false,
+            entered: HashSet::with_hasher(BuildKeyHasher),
             epoch: 0,
             pending: None,
-            shadow_user: false,
             exit: None,
             interpret: false,
         }))
     }
 
-    fn filter_bit(linear: u64) -> usize {
-        let page = linear >> 12;
-        (page ^ page >> 12 ^ page >> 36) as usize & (FILTER - 1)
-    }
-
     fn note_entered(&mut self, linear: u64) {
-        let bit = Self::filter_bit(linear);
-        self.entered[bit / 64] |= 1 << (bit % 64);
+        self.entered.insert(linear >> 12);
     }
 
-    fn was_entered(&self, linear: u64) -> bool {
-        let bit = Self::filter_bit(linear);
-        self.entered[bit / 64] >> (bit % 64) & 1 != 0
-    }
-
-    /// Resets the ways to targets that `drops` chooses.
-    fn drop_ways(&mut self, drops: impl Fn(u64) -> bool) {
-        for jumps in &mut self.jumps {
-            jumps.retain(&drops);
-        }
-        let (area, edges) = (&mut self.area, &self.numbered.edges);
-        self.led.retain(|&number| {
-            let Some(edge) = edges.get(number as usize) else {
-                return false;
-            };
-            let dropped = drops(edge.target);
-            if dropped && let Way::Slot(slot, out) = edge.way {
-                area.set_slot(slot, out);
+    /// Forgets the regions of pages that were written; true if there are any.
+    fn drop_written(&mut self, code: &CodeMap) -> bool {
+        let mut dead = Vec::new();
+        self.pages.retain(|&number, page| {
+            let current = code.word(number) == page.word;
+            if !current {
+                dead.append(&mut page.regions);
             }
-            !dropped
+            current
         });
-    }
-
-    fn drop_all_ways(&mut self) {
-        self.drop_ways(|_| true);
-        self.entered = [0; FILTER / 64];
-        self.pending = None;
+        if dead.is_empty() {
+            return false;
+        }
+        for key in &dead {
+            self.forget(key);
+        }
+        self.drop_all_ways();
+        true
     }
 
     /// Forgets all regions.
@@ -232,9 +213,10 @@ impl Translator {
         self.notes.clear();
         (self.wish, self.again) = (None, None);
         self.pages.clear();
-        self.led.clear();
-        self.jumps.iter_mut().for_each(Jumps::clear);
-        self.entered = [0; FILTER / 64];
+        self.ways.clear();
+        // The lower half's ways are found anew.
+        self.space = 0;
+        self.entered.clear();
         self.numbered.sites.clear();
         self.numbered.edges.clear();
         self.numbered.checks.clear();
@@ -247,33 +229,6 @@ impl Translator {
             || self.numbered.sites.len() > MOST_NUMBERED
             || self.numbered.edges.len() > MOST_NUMBERED
             || self.numbered.checks.len() + ROOM_CELLS > cells::CELLS
-    }
-
-    /// A region has been translated.
-    fn place(&mut self, key: Key, code: u64, want: Want) {
-        if want == Want::Plain {
-            self.plain.insert(key, code);
-            return;
-        }
-        if let Some(old) = self.regions.insert(key, code)
-            && want == Want::Hot
-        {
-            self.area.patch_jump(old, code);
-        }
-    }
-
-    /// Leads an edge to its target's code.
-    fn lead(&mut self, number: u32, code: u64) {
-        let Some(edge) = self.numbered.edges.get(number as usize) else {
-            return;
-        };
-        match edge.way {
-            Way::Patch(at) => self.area.patch(at, code),
-            Way::Slot(slot, _) => {
-                self.area.set_slot(slot, code);
-                self.led.push(number);
-            }
-        }
     }
 }
 
@@ -326,67 +281,9 @@ impl Vp {
     /// The code at RIP is of the kind that is translated.
     #[inline]
     pub(crate) fn may_translate(&self) -> bool {
-        self.translator.is_some() && self.mode_key & 3 == 2 && self.mmu.data_set != SLOW_SET
-    }
-
-    /// Brings links up to date with what has happened to code and mappings.
-    fn catch_up(&mut self) {
-        let Some(translator) = &mut self.translator else {
-            return;
-        };
-        let epoch = self.mmu.code.epoch();
-        let mut emptied = false;
-        if epoch != translator.epoch {
-            translator.epoch = epoch;
-            let code = &self.mmu.code;
-            let (regions, plain) = (&mut translator.regions, &mut translator.plain);
-            let notes = &mut translator.notes;
-            let before = translator.pages.len();
-            translator.pages.retain(|&number, page| {
-                let current = code.word(number) == page.word;
-                if !current {
-                    for key in &page.regions {
-                        regions.remove(key);
-                        plain.remove(key);
-                        notes.remove(key);
-                    }
-                }
-                current
-            });
-            if translator.pages.len() != before {
-                translator.drop_all_ways();
-                emptied = true;
-            }
-        }
-        let changes = &mut self.mmu.changes;
-        if changes.low || changes.high {
-            let (low, high) = (changes.low, changes.high);
-            if low && high {
-                translator.drop_all_ways();
-            } else {
-                translator.drop_ways(|target| if target >> 63 == 0 { low } else { high });
-                translator.pending = None;
-            }
-            emptied = true;
-            (changes.low, changes.high) = (false, false);
-            changes.pages.clear();
-        } else if !changes.pages.is_empty() {
-            for page in changes.pages.drain(..) {
-                if translator.was_entered(page) {
-                    translator.drop_ways(|target| target & !PAGE_MASK == page);
-                    translator.pending = None;
-                    emptied = true;
-                }
-            }
-        }
-        let user = self.state.cpl == 3;
-        if emptied || translator.shadow_user != user {
-            if translator.shadow_user != user {
-                self.link.forget_units();
-            }
-            translator.shadow_user = user;
-            self.link.shadow = self.link.shadow_top;
-        }
+        // 64-bit code at privilege 0 or 3.
+        let mode = matches!(self.mode_key & 0x33, 0x02 | 0x32);
+        self.translator.is_some() && mode && self.mmu.data_set != SLOW_SET
     }
 
     /// The table for data that fits mode and address space.
@@ -396,7 +293,12 @@ impl Vp {
         let Some(fast) = &mut self.mmu.fast else {
             return 0;
         };
-        let table = fast.choose(set, space);
+        let user = fast.choose(Rights::User as usize, space);
+        self.link.user_table = fast.address(user);
+        let table = match set {
+            0 => user,
+            _ => fast.choose(set, space),
+        };
         let address = fast.address(table);
         if self.link.table != address || self.stack_version != fast.version {
             self.stack_version = fast.version;
@@ -404,7 +306,12 @@ impl Vp {
             self.link.stack_page = self.link.no_stack_page;
         }
         let guarded = self.state.cr4 & cr::CR4_SMAP != 0;
-        let kernel_table = fast.address(fast.kernel_table(guarded));
+        let kernel_set = if guarded {
+            Rights::Supervisor
+        } else {
+            Rights::SupervisorAc
+        };
+        let kernel_table = fast.address(FastTlb::supervisor_table(kernel_set as usize));
         let other = kernel_table != self.link.kernel_table;
         self.link.kernel_table = kernel_table;
         if fast.dropped != [false; 2] || other {
@@ -412,6 +319,7 @@ impl Vp {
             let dropped = std::mem::take(&mut fast.dropped);
             self.empty_cells(dropped);
         }
+        self.choose_rights();
         table
     }
 
@@ -431,187 +339,50 @@ impl Vp {
         }
     }
 
+    /// What RFLAGS.AC makes of the supervisor's rights.
+    fn choose_rights(&mut self) {
+        let smap = self.state.cr4 & cr::CR4_SMAP != 0;
+        let without = if smap {
+            Rights::Supervisor
+        } else {
+            Rights::SupervisorAc
+        };
+        let Some(fast) = &self.mmu.fast else {
+            return;
+        };
+        for (number, rights) in [without, Rights::SupervisorAc].into_iter().enumerate() {
+            let set = rights as usize;
+            self.link.ac_sets[number] = set as u64;
+            self.link.ac_tables[number] = fast.address(FastTlb::supervisor_table(set));
+        }
+    }
+
     #[inline]
-    fn find_translated(&mut self) -> Option<u64> {
+    pub(super) fn find_translated(&mut self) -> Option<u64> {
         let rip = self.state.rip;
         let user = self.state.cpl == 3;
         let translator = self.translator.as_mut()?;
-        let code = match translator.jumps[usize::from(user)].get(rip) {
+        let code = match translator.ways.jump(rip, user) {
             Some(code) => code,
             None => {
                 let (_, page) = self.mmu.lookup_execute(rip, user)?;
                 let key = Key { rip, page, user };
                 let code = *translator.regions.get(&key)?;
-                translator.jumps[usize::from(user)].set(rip, code);
+                translator.ways.set_jump(rip, user, code);
                 translator.note_entered(rip);
+                translator.low_supervisor |= !user && rip >> 63 == 0;
                 code
             }
         };
-        self.lead_pending(code);
-        Some(code)
-    }
-
-    /// Leads the edge that was just left by to the code found.
-    fn lead_pending(&mut self, code: u64) {
-        let rip = self.state.rip;
-        let user = self.state.cpl == 3;
-        let Some(translator) = &mut self.translator else {
-            return;
-        };
-        let Some(number) = translator.pending.take() else {
-            return;
-        };
-        let fits = translator
-            .numbered
-            .edges
-            .get(number as usize)
-            .is_some_and(|edge| edge.target == rip && edge.user == user);
-        if fits {
-            translator.note_entered(rip);
-            translator.lead(number, code);
-        }
-    }
-
-    /// Notes what is to be translated next.
-    fn wish(&mut self, wish: Want) {
-        if let Some(translator) = &mut self.translator {
-            translator.wish = Some(wish);
-        }
-    }
-
-    #[inline]
-    fn take_wish(&mut self) -> Option<Want> {
-        self.translator.as_mut()?.wish.take()
-    }
-
-    /// Translates what hot code has asked for: what is to be entered then.
-    #[cold]
-    fn grant(&mut self, wish: Want) -> Option<u64> {
-        if let Some(rip) = self.translator.as_mut()?.again.take() {
-            self.translate_as(rip, Want::Hot);
-        }
-        if wish == Want::Plain
-            && let Some(code) = self.plain_code()
-        {
-            return Some(code);
-        }
-        self.translate_as(self.state.rip, wish)
-    }
-
-    /// The page in memory of code that is running. Its translation for
-    /// fetches may long have made room for others.
-    fn fetched(&mut self, rip: u64) -> Option<(*mut u8, u32)> {
-        let user = self.state.cpl == 3;
-        if let Some(found) = self.mmu.lookup_execute(rip, user) {
-            return Some(found);
-        }
-        let rights = if user {
-            Rights::User
-        } else {
-            Rights::SupervisorAc
-        };
-        match self.mmu.resolve(&self.state, rip, Access::Execute, rights) {
-            Ok(Target::Ram(host, page)) => Some((host, page)),
-            _ => None,
-        }
-    }
-
-    /// The key of the region at an address.
-    fn key(&mut self, rip: u64) -> Option<Key> {
-        let user = self.state.cpl == 3;
-        let (_, page) = self.fetched(rip)?;
-        Some(Key { rip, page, user })
-    }
-
-    /// The code at RIP without checks, if there is any.
-    fn plain_code(&mut self) -> Option<u64> {
-        let key = self.key(self.state.rip)?;
-        self.translator.as_ref()?.plain.get(&key).copied()
-    }
-
-    /// Notes something about a place, and has its region translated again.
-    fn note(&mut self, check: &Check, note: Note) {
-        let Some(key) = self.key(check.start) else {
-            return;
-        };
-        let Some(translator) = &mut self.translator else {
-            return;
-        };
-        let notes = translator.notes.entry(key).or_default();
-        match notes.iter_mut().find(|(of, _)| *of == check.of) {
-            Some(known) => known.1 = note,
-            None => notes.push((check.of, note)),
-        }
-        translator.again = Some(check.start);
-    }
-
-    /// Translates the region at RIP for its first time.
-    pub(crate) fn translate_region(&mut self) -> bool {
-        self.translate_as(self.state.rip, Want::Counted).is_some()
-    }
-
-    /// Translates the region at an address.
-    #[cold]
-    #[inline(never)]
-    fn translate_as(&mut self, rip: u64, want: Want) -> Option<u64> {
-        let user = self.state.cpl == 3;
-        let (host, page) = self.fetched(rip)?;
-        let word = self.mark_code(page, host.wrapping_sub((rip & PAGE_MASK) as usize));
-        let mut bytes = [0u8; MAX_CODE];
-        let length = bytes.len().min((0x1000 - (rip & PAGE_MASK)) as usize);
-        crate::host::copy_from(host, &mut bytes[..length]);
-        let items = region::gather(&bytes[..length], self.mode_key);
-        let translator = self.translator.as_mut()?;
-        if translator.is_full() {
-            translator.clear();
-            self.link.shadow = self.link.shadow_top;
-            self.link.logs = [translator.area.log(false), translator.area.log(true)];
-            // Blocks count anew, too.
-            self.blocks.clear();
-        }
-        let context = Context {
-            area: &mut translator.area,
-            numbered: &mut translator.numbered,
-            stubs: translator.stubs,
-            user,
-            hot_after: self.hot,
-            nothing: self.link.no_stack_page,
-        };
-        let key = Key { rip, page, user };
-        let tier = match want {
-            Want::Counted => Tier::Counted,
-            Want::Plain => Tier::Plain,
-            Want::Hot => Tier::Hot(translator.notes.get(&key).map_or(&[], Vec::as_slice)),
-        };
-        let code = region::emit(context, &items, rip, tier)?;
-        let known = translator.pages.entry(page).or_insert(Page {
-            word,
-            regions: Vec::new(),
-        });
-        if known.word != word {
-            // The page was written since: its old regions are dead.
-            for key in std::mem::take(&mut known.regions) {
-                translator.regions.remove(&key);
-                translator.plain.remove(&key);
-                translator.notes.remove(&key);
-            }
-            known.word = word;
-            translator.drop_all_ways();
-            self.link.shadow = self.link.shadow_top;
-        }
-        if let Some(known) = translator.pages.get_mut(&page) {
-            known.regions.push(key);
-        }
-        translator.place(key, code, want);
-        Some(code)
+        self.lead_pending(code).then_some(code)
     }
 
     /// Drops all translated code.
     pub(crate) fn forget_translated(&mut self) {
         if let Some(translator) = &mut self.translator {
             translator.clear();
-            self.link.shadow = self.link.shadow_top;
             self.link.logs = [translator.area.log(false), translator.area.log(true)];
+            self.empty_shadows();
         }
     }
 
@@ -678,23 +449,15 @@ impl Vp {
         // the same area, and nothing of the area is overwritten while code
         // runs. The code and the functions it calls reach `self` through the
         // link; this function does not touch it meanwhile.
-        let left = unsafe {
+        unsafe {
             let enter = std::mem::transmute::<u64, stubs::Enter>(enter);
-            enter(code)
-        };
+            enter(code);
+        }
         swap_gs(old);
         self.peer.leave();
         let Some(translator) = &mut self.translator else {
             return Ran::Again;
         };
-        if left & stubs::EDGE != 0 {
-            let number = left as u32;
-            if let Some(edge) = translator.numbered.edges.get(number as usize) {
-                self.state.rip = edge.target;
-                translator.pending = Some(number);
-            }
-            return Ran::Again;
-        }
         if let Some(exit) = translator.exit.take() {
             return Ran::Exit(exit);
         }
@@ -711,12 +474,12 @@ impl Vp {
         };
         self.mmu.fast = Some(Box::new(FastTlb::new(self.mmu.code.len())));
         self.mmu.code.join(&self.peer);
-        self.link.jumps = [translator.jumps[0].address(), translator.jumps[1].address()];
+        self.link.jumps = translator.ways.tables();
         self.link.logs = [translator.area.log(false), translator.area.log(true)];
         self.link.go = self.peer.requests.word();
-        self.link.shadow_top = translator.area.stack_top();
-        self.link.shadow = self.link.shadow_top;
+        self.link.shadow_tops = [false, true].map(|user| translator.area.stack_top(user));
         self.translator = Some(translator);
+        self.empty_shadows();
         true
     }
 }

@@ -3,7 +3,7 @@
 use crate::Vp;
 use super::cells::REVIEW;
 use super::checks::{Check, Note};
-use super::Want;
+use super::tiers::Want;
 use super::runtime::processor;
 use super::units::Units;
 use std::arch::x86_64::_rdtsc;
@@ -69,7 +69,7 @@ impl Vp {
             return false;
         }
         for address in [linear, last] {
-            if !self.fill_fast_at(address, 1, check.write, 0) {
+            if !self.fill_fast_at(address, 1, check.write, 0).is_ok_and(|fits| fits) {
                 return false;
             }
             if linear >> 12 == last >> 12 {

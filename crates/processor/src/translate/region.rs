@@ -7,10 +7,11 @@
 
 use super::asm::{Mem, at};
 use super::checks::{Hot, Note};
+use super::crossing::Second;
 use super::emit::{Cold, Context, Emitter};
 use super::flow::{Item, liveness};
 use super::layout::S0;
-use super::{control::Behind, generic, vector, x87};
+use super::{compare_strings, control::Behind, generic, strings, system, vector, x87};
 use crate::decode::Decoder;
 use iced_x86::{FlowControl, Mnemonic};
 
@@ -30,7 +31,7 @@ pub(super) fn gather(bytes: &[u8], mode: u8) -> Vec<Item> {
         };
         item.handled = kind(&item) == Kind::Handled;
         let on = match instruction.flow_control() {
-            FlowControl::Next => !item.op.is_last(),
+            FlowControl::Next => !item.op.is_last() || system::goes_on(&item, mode & 0x30 != 0),
             FlowControl::ConditionalBranch => instruction.is_jcc_short_or_near(),
             FlowControl::Call | FlowControl::IndirectCall => {
                 instruction.is_call_near() || instruction.is_call_near_indirect()
@@ -57,6 +58,10 @@ pub(super) enum Kind {
     Stack,
     Divide,
     Branch,
+    System,
+    String,
+    CompareString,
+    Transfer,
     Handled,
 }
 
@@ -65,6 +70,11 @@ pub(super) fn kind(item: &Item) -> Kind {
     let instruction = &item.instruction;
     match instruction.mnemonic() {
         M::Nop | M::Endbr64 | M::Endbr32 | M::Reservednop if !item.op.is_last() => Kind::Nothing,
+        _ if system::is_hint(instruction) && !item.op.is_last() => Kind::Nothing,
+        _ if system::is_system(item) => Kind::System,
+        _ if strings::is_string(item) => Kind::String,
+        _ if compare_strings::is_compare_string(item) => Kind::CompareString,
+        M::Syscall | M::Sysretq => Kind::Transfer,
         M::Lea => Kind::Lea,
         M::Push | M::Pop | M::Leave if !item.op.is_last() => Kind::Stack,
         M::Div | M::Idiv => Kind::Divide,
@@ -103,13 +113,14 @@ pub(super) fn emit(
     context: Context<'_>,
     items: &[Item],
     start: u64,
+    second: Option<Second>,
     tier: Tier<'_>,
 ) -> Option<u64> {
     let first = items.first()?;
-    if kind(first) == Kind::Handled && first.op.is_last() {
-        return None;
-    }
     let mut emitter = Emitter::new(context, start);
+    if let Some(second) = second {
+        emitter.gate(&second)?;
+    }
     match tier {
         Tier::Plain => {}
         Tier::Counted => emitter.count(first)?,
@@ -121,7 +132,7 @@ pub(super) fn emit(
             return None;
         }
         let sites = emitter.context.numbered.sites.len();
-        let behind = emitter.item(item)?;
+        let behind = emitter.item(item, number + 1 < items.len())?;
         if emitter.context.numbered.sites.len() != sites {
             emitter.forget_scratch();
         }
@@ -183,7 +194,7 @@ impl Emitter<'_> {
         self.look_for_requests_at_head()
     }
 
-    fn item(&mut self, item: &Item) -> Option<Behind> {
+    fn item(&mut self, item: &Item, more: bool) -> Option<Behind> {
         let done = match kind(item) {
             Kind::Nothing => true,
             Kind::Plain => self.plain(item),
@@ -197,6 +208,13 @@ impl Emitter<'_> {
             Kind::Lea => self.lea(item),
             Kind::Stack => self.stack(item),
             Kind::Divide => self.divide(item),
+            Kind::System => self.system(item, more),
+            Kind::String => self.string(item),
+            Kind::CompareString => self.compare_string(item),
+            Kind::Transfer => match self.transfer(item) {
+                Some(behind) => return Some(behind),
+                None => false,
+            },
             Kind::Branch => {
                 self.store_pointer();
                 let mark = self.mark();

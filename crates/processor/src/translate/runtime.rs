@@ -7,8 +7,12 @@ use super::emit::{Address, MissedAccess, Site};
 use super::tlb::Filling;
 use super::units::{Unit, Units};
 use crate::Vp;
+use crate::fault::Fault;
 use crate::mmu::{self, Access, Target};
 use crate::state::reg;
+
+/// What [`mmu::Mmu::cached`] tells.
+type Found = (*mut u8, u32, bool, bool);
 
 /// The processor that emitted code passed.
 ///
@@ -30,10 +34,13 @@ pub(super) unsafe extern "sysv64" fn access(vp: *mut Vp, number: u64) -> u64 {
     let Some(site) = vp.site(number) else {
         return 0;
     };
-    if let Some(missed) = site.access
-        && vp.fill_fast(&missed)
-    {
-        return vp.go_on(site.held, site.retry, site.start.wrapping_add(site.op.offset.into()));
+    if let Some(missed) = site.access {
+        let rip = site.start.wrapping_add(site.op.offset.into());
+        match vp.fill_fast(&missed) {
+            Ok(true) => return vp.go_on(site.held, site.retry, rip),
+            Ok(false) => {}
+            Err(fault) => return vp.fault_at(&site, fault),
+        }
     }
     vp.handle_site(&site)
 }
@@ -47,6 +54,23 @@ pub(super) unsafe extern "sysv64" fn handle(vp: *mut Vp, number: u64) -> u64 {
         return 0;
     };
     vp.handle_site(&site)
+}
+
+/// An edge was taken that leads nowhere yet.
+pub(super) unsafe extern "sysv64" fn edge(vp: *mut Vp, number: u64) -> u64 {
+    // SAFETY: as in `access`.
+    let vp = unsafe { processor(vp) };
+    vp.come_outside();
+    let Some(translator) = &mut vp.translator else {
+        return 0;
+    };
+    let number = number as u32;
+    let Some(edge) = translator.numbered.edges.get(number as usize) else {
+        return 0;
+    };
+    vp.state.rip = edge.target;
+    translator.pending = Some(number);
+    vp.go_on_at_rip()
 }
 
 /// Vector registers are wanted.
@@ -69,7 +93,7 @@ pub(super) unsafe extern "sysv64" fn x87(vp: *mut Vp, number: u64) -> u64 {
 pub(super) unsafe extern "sysv64" fn upper(vp: *mut Vp, number: u64) -> u64 {
     // SAFETY: as in `access`.
     let vp = unsafe { processor(vp) };
-    vp.peer.leave();
+    vp.come_outside();
     vp.want(number, Unit::Upper)
 }
 
@@ -134,6 +158,27 @@ impl Vp {
         code
     }
 
+    /// Goes on with the code for RIP, if there is nothing else to do first:
+    /// what [`Vp::run`] does, without leaving.
+    fn go_on_at_rip(&mut self) -> u64 {
+        let busy = self.shutdown || self.attention != 0 || self.interrupted();
+        if busy || !self.may_translate() {
+            return 0;
+        }
+        self.catch_up();
+        let Some(code) = self.find_translated() else {
+            return 0;
+        };
+        if self.state.cpl != 3 {
+            // Kernels hardly use vectors: what Rust does for them is cheaper
+            // without.
+            self.link.forget_units();
+        }
+        // Code that starts relies on nothing.
+        self.left_version = self.mmu.fast.as_ref().map_or(0, |fast| fast.version);
+        self.go_on(Units::NONE, code, self.state.rip)
+    }
+
     /// Does a site's instruction by its handler.
     fn handle_site(&mut self, site: &Site) -> u64 {
         let (op, start) = (&site.op, site.start);
@@ -145,24 +190,40 @@ impl Vp {
         }
         if (op.run)(self, op).is_err() {
             let exit = self.stopped_at(op, start);
-            self.left(exit);
-            return 0;
+            if exit.is_some() {
+                self.left(exit);
+                return 0;
+            }
+            return self.go_on_at_rip();
         }
         if op.is_last() {
             self.code_written = false;
-            return 0;
+            return self.go_on_at_rip();
         }
         let after = (self.mode_key, self.mmu.data_set, self.mmu.generation);
         if self.code_written || self.attention != 0 || before != after || self.interrupted() {
             self.code_written = false;
             self.state.rip = start.wrapping_add(op.end());
-            return 0;
+            return self.go_on_at_rip();
         }
         self.go_on(site.held, site.resume, start.wrapping_add(op.end()))
     }
 
-    /// Gives an access a translation, if its memory can be used directly.
-    fn fill_fast(&mut self, missed: &MissedAccess) -> bool {
+    /// A site's instruction faults in an access.
+    fn fault_at(&mut self, site: &Site, fault: Fault) -> u64 {
+        self.state.gpr[reg::BLOCK_RIP] = site.start;
+        self.faulted = false;
+        let _ = self.raise(fault);
+        let exit = self.stopped_at(&site.op, site.start);
+        if exit.is_some() {
+            self.left(exit);
+            return 0;
+        }
+        self.go_on_at_rip()
+    }
+
+    /// Gives an access a translation: true if its memory can be used directly.
+    fn fill_fast(&mut self, missed: &MissedAccess) -> Result<bool, Fault> {
         let linear = self.linear_of(&missed.address);
         self.fill_fast_at(linear, missed.size, missed.write, missed.aligned)
     }
@@ -187,27 +248,27 @@ impl Vp {
         size: u32,
         write: bool,
         aligned: u8,
-    ) -> bool {
+    ) -> Result<bool, Fault> {
         let crosses = (linear & mmu::PAGE_MASK) + u64::from(size) > 0x1000;
         if crosses || linear & u64::from(aligned) != 0 || !mmu::canonical(linear) {
-            return false;
+            return Ok(false);
         }
         let wanted = write;
         let usable = |found: &(_, _, bool, _)| !wanted || found.2;
         let found = match self.mmu.cached(linear).filter(usable) {
             Some(found) => Some(found),
-            None => self.walk_fast(linear, wanted),
+            None => self.walk_fast(linear, wanted)?,
         };
         let Some((host, page, writable, large)) = found else {
-            return false;
+            return Ok(false);
         };
         let write = writable && !self.mmu.code.is_code(page);
         if wanted && !write {
-            return false;
+            return Ok(false);
         }
         let table = self.choose_table();
         let Some(fast) = &mut self.mmu.fast else {
-            return false;
+            return Ok(false);
         };
         fast.fill(
             table,
@@ -219,15 +280,17 @@ impl Vp {
                 large,
             },
         );
-        true
+        Ok(true)
     }
 
-    fn walk_fast(&mut self, linear: u64, write: bool) -> Option<(*mut u8, u32, bool, bool)> {
+    fn walk_fast(&mut self, linear: u64, write: bool) -> Result<Option<Found>, Fault> {
         let access = if write { Access::Write } else { Access::Read };
         let rights = mmu::data_rights(&self.state);
-        match self.mmu.resolve(&self.state, linear, access, rights) {
-            Ok(Target::Ram(..)) => self.mmu.cached(linear),
-            _ => None,
-        }
+        Ok(
+            match self.mmu.resolve(&self.state, linear, access, rights)? {
+                Target::Ram(..) => self.mmu.cached(linear),
+                Target::Mmio(_) => None,
+            },
+        )
     }
 }

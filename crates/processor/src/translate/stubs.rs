@@ -12,7 +12,7 @@ use super::{cells, refill, runtime, units};
 pub(super) struct Stubs {
     /// Enters code: see [`Enter`].
     pub enter: u64,
-    /// Leaves with the number in [`S1`] as an edge.
+    /// Calls [`runtime::edge`] with the number in [`S1`].
     pub edge: u64,
     /// Calls [`runtime::access`] with the number in [`S1`].
     pub access: u64,
@@ -34,13 +34,9 @@ pub(super) struct Stubs {
     pub bottom: u64,
 }
 
-/// Runs code from the given address on, with GS pointing to the processor.
-/// Returns [`EDGE`] plus a number when an edge was taken that leads nowhere
-/// yet, 0 when a Rust function said so.
-pub(super) type Enter = unsafe extern "sysv64" fn(u64) -> u64;
-
-/// See [`Enter`].
-pub(super) const EDGE: u64 = 1 << 32;
+/// Runs code from the given address on, with GS pointing to the processor,
+/// until a Rust function says to leave.
+pub(super) type Enter = unsafe extern "sysv64" fn(u64);
 
 const SAVED: [u8; 6] = [
     host::RBX,
@@ -66,17 +62,12 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
     a.copy(host::RAX, host::RDI);
     a.jump_to(reload);
     let leave = a.here();
-    // RAX is the result, RSP the host's.
+    // RSP is the host's.
     a.lea(host::RSP, super::asm::at(host::RSP, 8));
     for &register in SAVED.iter().rev() {
         pop(&mut a, register);
     }
     a.raw(&[0xc3]);
-    stubs.edge = a.here();
-    emit_spill(&mut a);
-    a.constant(host::RAX, EDGE);
-    a.add_registers(host::RAX, S1);
-    a.jump_to(leave);
     let call = a.here();
     emit_spill(&mut a);
     a.load(host::RDI, field!(this));
@@ -86,6 +77,9 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
     a.with_registers(true, &[0x85], host::RAX, host::RAX);
     a.jump_if_to(super::asm::cc::NE, reload);
     a.jump_to(leave);
+    stubs.edge = a.here();
+    a.constant(S2, runtime::edge as *const () as u64);
+    a.jump_to(call);
     stubs.access = a.here();
     a.constant(S2, runtime::access as *const () as u64);
     a.jump_to(call);

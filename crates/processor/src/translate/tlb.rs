@@ -119,6 +119,8 @@ pub(crate) struct FastTlb {
     /// may still be noted.
     writers: Vec<u32>,
     clock: u64,
+    /// The address space that was last asked for, and its table.
+    recent: Option<(u64, usize)>,
     /// Moves on whenever an entry may have been dropped.
     pub(super) version: u64,
     /// What places of supervisor's (0) and user's (1) code remember must be
@@ -148,6 +150,7 @@ impl FastTlb {
                 .collect(),
             writers: vec![NONE; pages],
             clock: 0,
+            recent: None,
             version: 0,
             dropped: [false; 2],
         }
@@ -157,7 +160,12 @@ impl FastTlb {
     /// address space.
     pub(crate) fn choose(&mut self, set: usize, space: u64) -> usize {
         if set != 0 {
-            return (set - 1) & 1;
+            return Self::supervisor_table(set);
+        }
+        if let Some((recent, table)) = self.recent
+            && recent == space
+        {
+            return table;
         }
         self.clock += 1;
         let clock = self.clock;
@@ -173,13 +181,13 @@ impl FastTlb {
             oldest
         });
         self.tables[number].used = clock;
+        self.recent = Some((space, number));
         number
     }
 
-    /// The table of supervisor code without rights to user pages, which with
-    /// no SMAP is the one that has them.
-    pub(crate) fn kernel_table(&self, guarded: bool) -> usize {
-        usize::from(!guarded)
+    /// The table for a supervisor's data set.
+    pub(super) fn supervisor_table(set: usize) -> usize {
+        set.wrapping_sub(1) & 1
     }
 
     /// Where a table lies.
@@ -300,14 +308,14 @@ impl FastTlb {
         }
     }
 
-    /// Drops one page in every table.
-    pub(crate) fn flush_page(&mut self, linear: u64) {
+    /// Drops one page in every table, or a whole `large` one.
+    pub(crate) fn flush_page(&mut self, linear: u64, large: bool) {
         self.version += 1;
         let slot = (linear >> 12) as usize & (SLOTS - 1);
         let half = (linear >> 63) as usize;
         self.dropped[1 - half] = true;
         for table in &mut self.tables {
-            if table.large[half] {
+            if large && table.large[half] {
                 table.clear();
             } else {
                 table.drop_slot(slot);
@@ -319,6 +327,7 @@ impl FastTlb {
     pub(crate) fn flush_all(&mut self) {
         self.version += 1;
         self.dropped = [true; 2];
+        self.recent = None;
         for (number, table) in self.tables.iter_mut().enumerate() {
             if number < SUPERVISOR_TABLES {
                 table.clear();
