@@ -134,7 +134,11 @@ impl Pair {
 
 fn stack_pointer(program: &Program) -> u64 {
     let seed = program.data_seed;
-    let odd = if seed % 16 == 0 { seed >> 8 & 7 } else { 0 };
+    let odd = if seed.is_multiple_of(16) {
+        seed >> 8 & 7
+    } else {
+        0
+    };
     STACK + 3 * PAGE + (seed >> 16 & 0x3f8) - 0x180 + odd
 }
 
@@ -248,7 +252,7 @@ fn run_interrupted(
                 machine.vp.complete(Completion::Done);
                 if inside >= PAGE
                     && machine.vp.can_interrupt()
-                    && hasher.hash_one(kicker.count()) % 2 == 0
+                    && hasher.hash_one(kicker.count()) & 1 == 0
                 {
                     machine.vp.inject(Event::Interrupt(INTERRUPT));
                 }

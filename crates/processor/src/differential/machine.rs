@@ -93,8 +93,9 @@ const TSS_SELECTOR: u16 = 0x40;
 const P: u64 = 1;
 const W: u64 = 2;
 const U: u64 = 4;
+const ACCESSED: u64 = 1 << 5;
 /// Accessed and dirty.
-const SEEN: u64 = 3 << 5;
+const SEEN: u64 = ACCESSED | 1 << 6;
 const LARGE_PAGE: u64 = 1 << 7;
 const G: u64 = 1 << 8;
 const NX: u64 = 1 << 63;
@@ -239,7 +240,8 @@ impl Tables<'_> {
             self.map(DATA + i * PAGE, page, flags);
             self.map(HIGH_DATA + i * PAGE, page, flags);
             // Global ones are walked in one space or in both, as caches have it.
-            self.map(KERNEL_DATA + i * PAGE, page, flags & !U | G | SEEN);
+            let global = if i < DATA_PAGES { G | SEEN } else { 0 };
+            self.map(KERNEL_DATA + i * PAGE, page, flags & !U | global);
         }
         for i in 0..STACK_PAGES {
             self.map(STACK + i * PAGE, page::STACK + i, P | W | user | NX);
@@ -265,7 +267,7 @@ impl Tables<'_> {
             }
             if self.image.read(at) == 0 {
                 self.image
-                    .write(at, self.next * PAGE | P | W | U | SEEN & !(1 << 6));
+                    .write(at, (self.next * PAGE) | P | W | U | ACCESSED);
                 self.next += 1;
             }
             table = self.image.read(at) & 0xf_ffff_ffff_f000;
@@ -275,7 +277,7 @@ impl Tables<'_> {
 
     fn map(&mut self, linear: u64, page: u64, flags: u64) {
         let entry = self.entry(linear, 12);
-        self.image.write(entry, page * PAGE | flags);
+        self.image.write(entry, (page * PAGE) | flags);
     }
 }
 

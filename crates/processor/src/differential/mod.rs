@@ -38,7 +38,7 @@ mod watch;
 use compare::{Pair, Verdict, shrink};
 use watch::Watch;
 
-const DEFAULT_PROGRAMS: u64 = 6000;
+const DEFAULT_PROGRAMS: u64 = 4000;
 const DEFAULT_SEED: u64 = 0x6469_6666;
 /// Programs that share a pair of machines, one after the other.
 const TOGETHER: u64 = 24;

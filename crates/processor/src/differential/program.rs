@@ -327,7 +327,7 @@ fn start(random: &mut Random) -> Start {
         u128::from(lanes[1]) << 64 | u128::from(lanes[0])
     });
     start.st.fill_with(|| {
-        let exponent = u128::from(0x3fff + random.below(64) - 32 | random.below(2) << 15);
+        let exponent = u128::from((0x3fff + random.below(64) - 32) | random.below(2) << 15);
         exponent << 64 | u128::from(random.next() | 1 << 63)
     });
     start
