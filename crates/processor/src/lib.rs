@@ -22,6 +22,8 @@ mod arith;
 mod block;
 pub mod cpuid;
 mod decode;
+#[cfg(test)]
+mod differential;
 mod exec;
 mod fault;
 mod flags;

@@ -44,7 +44,7 @@ use guest::Guest;
 use iced_x86::{Code, Register};
 use instance::Case;
 use native::Native;
-use random::Random;
+pub(crate) use random::Random;
 use report::Report;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

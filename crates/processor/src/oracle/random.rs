@@ -2,11 +2,11 @@
 
 /// Xorshift64*: small, and the same on every machine.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// A generator for one instruction form (or one other use) of a run.
-    pub(super) fn new(seed: u64, stream: u64) -> Self {
+    pub(crate) fn new(seed: u64, stream: u64) -> Self {
         let mut mixed = Self((seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1);
         for _ in 0..4 {
             mixed.next();
@@ -15,7 +15,7 @@ impl Random {
     }
 
     /// 64 random bits.
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -23,7 +23,7 @@ impl Random {
     }
 
     /// 0 to `end`, exclusive; 0 for an empty range.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         if end == 0 {
             0
         } else {
@@ -32,18 +32,18 @@ impl Random {
     }
 
     /// True in `percent` of all calls.
-    pub(super) fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
     /// One of `from`.
-    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 
     /// A register or memory value: random bits, or one where carries,
     /// overflows, signs and shift counts turn.
-    pub(super) fn operand(&mut self) -> u64 {
+    pub(crate) fn operand(&mut self) -> u64 {
         let width = self.pick(&[8, 16, 32, 64]);
         let low = u64::MAX >> (64 - width);
         let bit = 1u64 << self.below(64);

@@ -457,7 +457,6 @@ impl<'a> Emitter<'a> {
         a.load(S0, field!(stack_page));
         let index = Some((base, 0));
         let miss = if access.live {
-            let disp = disp.wrapping_add(access.size as i32 - 1);
             a.lea(
                 S0,
                 Mem::At {
@@ -466,7 +465,11 @@ impl<'a> Emitter<'a> {
                     disp,
                 },
             );
-            a.extract(S0, S0, field!(page_mask));
+            // In the page and aligned, so that it does not run out of the page
+            // at either end. What is not aligned takes the long way.
+            a.constant(S1, !0xfff | u64::from(access.size - 1));
+            // PEXT RCX, RCX, R14
+            a.raw(&[0xc4, 0xc2, 0xf2, 0xf5, 0xce]);
             let hit = a.jump_if_rcx_zero();
             let miss = a.jump();
             self.short(hit);
