@@ -7,6 +7,8 @@ use crate::translate::FastTlb;
 use crate::walk::{Walk, page_fault};
 use std::sync::Arc;
 
+/// Guest-physical pages whose host memory is remembered.
+const TOLD: usize = 1024;
 /// Entries of one TLB set.
 const TLB_SIZE: usize = 1024;
 /// Offset bits of a page.
@@ -95,7 +97,9 @@ pub(crate) struct Mmu {
     pub data_set: usize,
     /// Physical address bits, all above are reserved in tables.
     pub(crate) physical_bits: u32,
-    pub(crate) space: Box<dyn GuestSpace>,
+    space: Box<dyn GuestSpace>,
+    /// What `space` has told, until it changes.
+    told: Box<[Option<(u64, HostPage)>; TOLD]>,
     pub code: Arc<CodeMap>,
     /// Counts everything that may change a translation.
     pub generation: u32,
@@ -190,6 +194,7 @@ impl Mmu {
             data_set: Rights::SupervisorAc as usize,
             physical_bits,
             space,
+            told: Box::new([None; TOLD]),
             code,
             generation: 1,
             fast: None,
@@ -199,12 +204,21 @@ impl Mmu {
 
     /// The host page of a guest-physical page.
     pub(crate) fn host_page(&mut self, page: u64) -> Option<HostPage> {
-        self.space.page(page)
+        let told = &mut self.told[page as usize % TOLD];
+        if let Some((number, found)) = told
+            && *number == page
+        {
+            return Some(*found);
+        }
+        let found = self.space.page(page)?;
+        *told = Some((page, found));
+        Some(found)
     }
 
     /// The guest-physical map has changed.
     pub(crate) fn space_changed(&mut self) {
         self.space.refresh();
+        self.told.fill(None);
         self.flush_all();
     }
 
@@ -272,7 +286,7 @@ impl Mmu {
             .walk(state, linear, access, rights, true)
             .map_err(|error| page_fault(state, linear, access, rights, error))?;
         let offset = linear & PAGE_MASK;
-        let Some(page) = self.space.page(walk.gpa >> 12) else {
+        let Some(page) = self.host_page(walk.gpa >> 12) else {
             return Ok(Target::Mmio(walk.gpa));
         };
         self.fill(linear, rights, &walk, &page);

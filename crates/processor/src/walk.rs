@@ -218,7 +218,7 @@ impl Mmu {
     }
 
     fn read_entry(&mut self, gpa: u64, size: usize) -> Result<u64, WalkError> {
-        let page = self.space.page(gpa >> 12).ok_or(WalkError::NoMemory)?;
+        let page = self.host_page(gpa >> 12).ok_or(WalkError::NoMemory)?;
         let at = page.pointer.wrapping_add((gpa & PAGE_MASK) as usize);
         Ok(crate::host::load_entry(at, size))
     }
@@ -236,7 +236,7 @@ impl Mmu {
             if entry & bits == bits {
                 continue;
             }
-            let page = self.space.page(at >> 12).ok_or(WalkError::NoMemory)?;
+            let page = self.host_page(at >> 12).ok_or(WalkError::NoMemory)?;
             if !page.writable {
                 return Err(WalkError::NoMemory);
             }

@@ -48,6 +48,8 @@ mod strings;
 mod stubs;
 mod system;
 #[cfg(test)]
+mod system_tests;
+#[cfg(test)]
 mod tests;
 mod tlb;
 mod transfer;
@@ -66,7 +68,7 @@ use crate::state::cr;
 use area::Area;
 use emit::Numbered;
 use std::arch::asm;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use stubs::Stubs;
 use ways::Ways;
 
@@ -76,8 +78,6 @@ pub(crate) const WARM: u16 = 12;
 const ROOM: usize = 256 << 10;
 /// Sites or edges before everything is translated anew.
 const MOST_NUMBERED: usize = 1 << 20;
-/// Bits of the filter for pages that code was entered in.
-const FILTER: usize = 4096;
 
 /// What a region is found by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -117,8 +117,8 @@ pub(crate) struct Translator {
     space: u64,
     /// Supervisor code has run in the lower half.
     low_supervisor: bool,
-    /// Pages (hashed) that code was entered in since all was dropped.
-    entered: [u64; FILTER / 64],
+    /// Linear page numbers that ways may rely on.
+    entered: HashSet<u64, BuildKeyHasher>,
     /// The code map's epoch that `pages` agrees with.
     epoch: u32,
     /// The edge that was just left by.
@@ -147,7 +147,7 @@ impl Translator {
             ways: Ways::new(),
             space: 0,
             low_supervisor: false,
-            entered: [0; FILTER / 64],
+            entered: HashSet::with_hasher(BuildKeyHasher),
             epoch: 0,
             pending: None,
             exit: None,
@@ -155,19 +155,8 @@ impl Translator {
         }))
     }
 
-    fn filter_bit(linear: u64) -> usize {
-        let page = linear >> 12;
-        (page ^ page >> 12 ^ page >> 36) as usize & (FILTER - 1)
-    }
-
     fn note_entered(&mut self, linear: u64) {
-        let bit = Self::filter_bit(linear);
-        self.entered[bit / 64] |= 1 << (bit % 64);
-    }
-
-    fn was_entered(&self, linear: u64) -> bool {
-        let bit = Self::filter_bit(linear);
-        self.entered[bit / 64] >> (bit % 64) & 1 != 0
+        self.entered.insert(linear >> 12);
     }
 
     /// Forgets the regions of pages that were written; true if there are any.
@@ -196,7 +185,7 @@ impl Translator {
         self.ways.clear();
         // The lower half's ways are found anew.
         self.space = 0;
-        self.entered = [0; FILTER / 64];
+        self.entered.clear();
         self.numbered.sites.clear();
         self.numbered.edges.clear();
         self.pending = None;

@@ -6,8 +6,12 @@
 use super::emit::{MissedAccess, Site};
 use super::tlb::Filling;
 use crate::Vp;
+use crate::fault::Fault;
 use crate::mmu::{self, Access, Target};
 use crate::state::reg;
+
+/// What [`mmu::Mmu::cached`] tells.
+type Found = (*mut u8, u32, bool, bool);
 
 /// The processor that emitted code passed.
 ///
@@ -29,10 +33,12 @@ pub(super) unsafe extern "sysv64" fn access(vp: *mut Vp, number: u64) -> u64 {
     let Some(site) = vp.site(number) else {
         return 0;
     };
-    if let Some(missed) = site.access
-        && vp.fill_fast(&missed)
-    {
-        return vp.go_on(site.retry);
+    if let Some(missed) = site.access {
+        match vp.fill_fast(&missed) {
+            Ok(true) => return vp.go_on(site.retry),
+            Ok(false) => {}
+            Err(fault) => return vp.fault_at(&site, fault),
+        }
     }
     vp.handle_site(&site)
 }
@@ -155,8 +161,21 @@ impl Vp {
         self.go_on(site.resume)
     }
 
-    /// Gives an access a translation, if its memory can be used directly.
-    fn fill_fast(&mut self, missed: &MissedAccess) -> bool {
+    /// A site's instruction faults in an access.
+    fn fault_at(&mut self, site: &Site, fault: Fault) -> u64 {
+        self.state.gpr[reg::BLOCK_RIP] = site.start;
+        self.faulted = false;
+        let _ = self.raise(fault);
+        let exit = self.stopped_at(&site.op, site.start);
+        if exit.is_some() {
+            self.left(exit);
+            return 0;
+        }
+        self.go_on_at_rip()
+    }
+
+    /// Gives an access a translation: true if its memory can be used directly.
+    fn fill_fast(&mut self, missed: &MissedAccess) -> Result<bool, Fault> {
         let address = &missed.address;
         let part = |number: Option<u8>| number.map_or(0, |n| self.state.gpr[usize::from(n) & 15]);
         let index = address.index.map_or(0, |(n, scale)| part(Some(n)) << scale);
@@ -169,23 +188,23 @@ impl Vp {
             .wrapping_add(segment);
         let crosses = (linear & mmu::PAGE_MASK) + u64::from(missed.size) > 0x1000;
         if crosses || (missed.aligned && linear & 15 != 0) || !mmu::canonical(linear) {
-            return false;
+            return Ok(false);
         }
         let usable = |found: &(_, _, bool, _)| !missed.write || found.2;
         let found = match self.mmu.cached(linear).filter(usable) {
             Some(found) => Some(found),
-            None => self.walk_fast(linear, missed.write),
+            None => self.walk_fast(linear, missed.write)?,
         };
         let Some((host, page, writable, large)) = found else {
-            return false;
+            return Ok(false);
         };
         let write = writable && !self.mmu.code.is_code(page);
         if missed.write && !write {
-            return false;
+            return Ok(false);
         }
         let table = self.choose_table();
         let Some(fast) = &mut self.mmu.fast else {
-            return false;
+            return Ok(false);
         };
         fast.fill(
             table,
@@ -197,15 +216,17 @@ impl Vp {
                 large,
             },
         );
-        true
+        Ok(true)
     }
 
-    fn walk_fast(&mut self, linear: u64, write: bool) -> Option<(*mut u8, u32, bool, bool)> {
+    fn walk_fast(&mut self, linear: u64, write: bool) -> Result<Option<Found>, Fault> {
         let access = if write { Access::Write } else { Access::Read };
         let rights = mmu::data_rights(&self.state);
-        match self.mmu.resolve(&self.state, linear, access, rights) {
-            Ok(Target::Ram(..)) => self.mmu.cached(linear),
-            _ => None,
-        }
+        Ok(
+            match self.mmu.resolve(&self.state, linear, access, rights)? {
+                Target::Ram(..) => self.mmu.cached(linear),
+                Target::Mmio(_) => None,
+            },
+        )
     }
 }

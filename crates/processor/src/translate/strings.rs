@@ -65,31 +65,25 @@ impl Emitter<'_> {
         true
     }
 
-    /// Forwards, and a count from 1 to 4095.
+    /// Forwards, and a count from 1 to 4096.
     fn check_string(&mut self, site: u32, repeated: bool) {
         let a = &mut self.asm;
         a.load(S0, system_flags());
         a.constant(S1, rflags::DF);
         extract(a, S0, S0, S1);
-        let mut none = None;
         if repeated {
-            a.extract(S2, GUEST_RCX, field!(page_mask));
+            a.lea(S2, at(GUEST_RCX, -1));
+            a.extract(S2, S2, field!(page_mask));
             a.lea(
-                S1,
+                S0,
                 Mem::At {
                     base: S0,
                     index: Some((S2, 0)),
                     disp: 0,
                 },
             );
-            a.copy(S0, GUEST_RCX);
-            none = Some(a.jump_if_rcx_zero());
-            a.copy(S0, S1);
         }
         let good = a.jump_if_rcx_zero();
-        if let Some(none) = none {
-            self.short(none);
-        }
         let other = self.asm.jump();
         self.cold.push(Cold::Handle(other, site));
         self.short(good);

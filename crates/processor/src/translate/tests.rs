@@ -12,8 +12,8 @@ use std::sync::Arc;
 const PAGES: usize = 16;
 const CODE: u64 = 0x1000;
 /// Data lies around a page boundary.
-const DATA: u64 = 0x9000;
-const STACK: u64 = 0xc000;
+pub(super) const DATA: u64 = 0x9000;
+pub(super) const STACK: u64 = 0xc000;
 const DEFAULT_PROGRAMS: u64 = 300;
 
 #[repr(C, align(4096))]
@@ -37,7 +37,7 @@ unsafe impl GuestSpace for Space {
 }
 
 /// In 64-bit mode at CPL 0, with linear addresses as physical ones.
-fn machine(mode: ProcessorMode) -> Vp {
+pub(super) fn machine(mode: ProcessorMode) -> Vp {
     let pages = (0..PAGES).map(|_| Page([0; 4096])).collect();
     let code = Arc::new(CodeMap::new(PAGES, false));
     let config = Config {
@@ -57,40 +57,40 @@ fn machine(mode: ProcessorMode) -> Vp {
 }
 
 /// A linear congruential generator, good enough for programs.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         self.0 >> 20 ^ self.0 << 30
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 8) % limit
     }
 
     /// Any register but the pointers (RBX, RSP) and the loop counter (RBP).
-    fn wide(&mut self) -> AsmRegister64 {
+    pub(super) fn wide(&mut self) -> AsmRegister64 {
         let all = [
             rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15,
         ];
         all[self.below(13) as usize]
     }
 
-    fn narrow(&mut self) -> AsmRegister32 {
+    pub(super) fn narrow(&mut self) -> AsmRegister32 {
         let all = [
             eax, ecx, edx, esi, edi, r8d, r9d, r10d, r11d, r12d, r13d, r14d, r15d,
         ];
         all[self.below(13) as usize]
     }
 
-    fn vector(&mut self) -> AsmRegisterXmm {
+    pub(super) fn vector(&mut self) -> AsmRegisterXmm {
         let all = [xmm0, xmm1, xmm5, xmm8, xmm15];
         all[self.below(5) as usize]
     }
 
     /// A displacement that sometimes makes an operand cross into the next page.
-    fn displacement(&mut self) -> i32 {
+    pub(super) fn displacement(&mut self) -> i32 {
         self.below(128) as i32 - 64
     }
 }
@@ -208,8 +208,8 @@ fn program(random: &mut Random) -> Result<Vec<u8>, IcedError> {
 
 /// What a program leaves behind.
 #[derive(PartialEq, Debug)]
-struct End {
-    exit: Exit,
+pub(super) struct End {
+    pub(super) exit: Exit,
     gpr: [u64; 16],
     rip: u64,
     rflags: u64,
@@ -217,7 +217,8 @@ struct End {
     memory: Vec<u8>,
 }
 
-fn run(vp: &mut Vp, code: &[u8], random: &mut Random) -> End {
+/// Runs a program that starts after `start` has had a hand in the state.
+pub(super) fn run(vp: &mut Vp, code: &[u8], random: &mut Random, start: fn(&mut Vp)) -> End {
     let mut data = vec![0; 512];
     data.fill_with(|| random.next() as u8);
     vp.store_bytes(CODE, &vec![0x90; 4096]).expect("memory");
@@ -238,6 +239,7 @@ fn run(vp: &mut Vp, code: &[u8], random: &mut Random) -> End {
     vp.state.gpr[3] = DATA;
     vp.state.gpr[reg::RSP] = STACK;
     vp.state.rip = CODE;
+    start(vp);
     let exit = vp.run();
     let mut memory = vec![0; 1024];
     vp.load_bytes(DATA - 512, &mut memory).expect("memory");
@@ -271,8 +273,8 @@ fn random_programs_end_as_interpreted() {
         let mut random = Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let code = program(&mut random).expect("a program");
         let start = random.0;
-        let expected = run(&mut interpreter, &code, &mut Random(start));
-        let seen = run(&mut translator, &code, &mut Random(start));
+        let expected = run(&mut interpreter, &code, &mut Random(start), |_| {});
+        let seen = run(&mut translator, &code, &mut Random(start), |_| {});
         assert_eq!(expected.exit, Exit::Halt, "seed {number}");
         assert_eq!(seen, expected, "seed {number}, code {code:02x?}");
     }

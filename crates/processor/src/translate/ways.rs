@@ -199,7 +199,7 @@ impl Translator {
     /// Resets every way.
     pub(super) fn drop_all_ways(&mut self) {
         self.drop_ways(|_| true);
-        self.entered = [0; super::FILTER / 64];
+        self.entered.clear();
     }
 
     /// Leads an edge to its target's code.
@@ -258,7 +258,7 @@ impl Vp {
             changes.pages.clear();
         } else if !changes.pages.is_empty() {
             for page in changes.pages.drain(..) {
-                if translator.was_entered(page) {
+                if translator.entered.remove(&(page >> 12)) {
                     translator.drop_ways(|target| target & !PAGE_MASK == page);
                     emptied = [true; 2];
                 }
