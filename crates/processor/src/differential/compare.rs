@@ -338,12 +338,12 @@ fn values(vp: &Vp) -> Vec<(String, u64)> {
         .fxsave
         .chunks_exact(8)
         .map(|chunk| (chunk, "fxsave"));
-    let more = state
-        .fpu
-        .extended
-        .chunks_exact(8)
-        .map(|chunk| (chunk, "extended"));
-    for (i, (chunk, name)) in image.chain(more).enumerate() {
+    for number in 0..16 {
+        let upper = state.fpu.upper(number);
+        all.push((format!("ymm{number}+16"), upper as u64));
+        all.push((format!("ymm{number}+24"), (upper >> 64) as u64));
+    }
+    for (i, (chunk, name)) in image.enumerate() {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(chunk);
         let name = match i * 8 {
