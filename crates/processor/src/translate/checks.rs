@@ -105,6 +105,8 @@ pub(super) struct Check {
     pub retry: u64,
     /// What that code relies on.
     pub held: Units,
+    /// As a site's.
+    pub pointer: u16,
     /// Failures that left the region, since [`Check::since`].
     pub falls: u32,
     /// Time stamp of the last look.
@@ -434,6 +436,7 @@ impl Emitter<'_> {
             user: self.context.user,
             retry: self.asm.here(),
             held: self.held,
+            pointer: self.pointer,
             falls: 0,
             since: 0,
         });

@@ -120,7 +120,7 @@ impl Emitter<'_> {
         let edge = self.edge(target)?;
         let request = (target < from).then(|| self.look_for_requests());
         let mut ways_out = Vec::new();
-        if target == self.start {
+        if target == self.start && self.own_loop {
             self.asm.jump_to(self.entry);
         } else if self.same_page(target) {
             let fix = self.asm.jump();

@@ -180,6 +180,8 @@ pub(super) struct Emitter<'a> {
     pub entry: u64,
     pub info: InstructionInfoFactory,
     pub encoder: Encoder,
+    /// A branch to the region's start stays in this version of it.
+    pub own_loop: bool,
     /// What only hot regions have.
     pub hot: Option<Hot>,
     /// Where backward branches to the region's start lead, if not to its entry.
@@ -210,6 +212,7 @@ impl<'a> Emitter<'a> {
             entry: base,
             info: InstructionInfoFactory::new(),
             encoder: Encoder::new(64),
+            own_loop: true,
             hot: None,
             head: None,
             held: Units::NONE,

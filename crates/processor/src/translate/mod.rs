@@ -84,7 +84,7 @@ use ways::Ways;
 /// Entries of a block before it is translated.
 pub(crate) const WARM: u16 = 12;
 /// Entries of a translated region before it is translated again as a hot one.
-pub(crate) const HOT: u64 = 1 << 60;
+pub(crate) const HOT: u64 = 1024;
 /// Code room kept for one region.
 const ROOM: usize = 256 << 10;
 /// Sites or edges before everything is translated anew.

@@ -50,6 +50,10 @@ impl Vp {
         let Some(&check) = translator.numbered.checks.get(number as usize) else {
             return 0;
         };
+        if check.pointer != 0 {
+            let at = check.start.wrapping_add(u64::from(check.pointer - 1));
+            self.state.fpu.set_instruction_pointer(at);
+        }
         let linear = self.linear_of(&check.address);
         if self.fill_cell(number, &check, linear) {
             self.go_on(check.held, check.retry, check.start.wrapping_add(check.before.offset.into()))
@@ -69,7 +73,10 @@ impl Vp {
             return false;
         }
         for address in [linear, last] {
-            if !self.fill_fast_at(address, 1, check.write, 0).is_ok_and(|fits| fits) {
+            // No walk: it would mark the page as accessed or written, which
+            // only the access itself may do.
+            let known = self.mmu.cached(address).is_some_and(|found| found.2 || !check.write);
+            if !known || !self.fill_fast_at(address, 1, check.write, 0).is_ok_and(|fits| fits) {
                 return false;
             }
             if linear >> 12 == last >> 12 {
@@ -138,6 +145,7 @@ impl Vp {
             && let Some(known) = translator.numbered.checks.get_mut(number as usize)
         {
             cell.countdown = REVIEW;
+            (cell.negated, cell.limit) = (self.link.no_stack_page, 0);
             translator.area.set_cell(number, cell);
             known.falls += 1;
             if known.falls >= FALLS {

@@ -122,7 +122,8 @@ pub(super) fn emit(
         emitter.gate(&second)?;
     }
     match tier {
-        Tier::Plain => {}
+        // A loop goes on with the hot version.
+        Tier::Plain => emitter.own_loop = second.is_some(),
         Tier::Counted => emitter.count(first)?,
         Tier::Hot(notes) => emitter.begin_hot(items, notes)?,
     }

@@ -133,12 +133,12 @@ fn emit_refill(a: &mut Asm, user: bool, write: bool, call: u64) {
     let review = a.jump_if(cc::E);
     // TEST RCX, RCX: pages of the lower half are negative here.
     a.with_registers(true, &[0x85], S0, S0);
-    let mut outs = vec![a.jump_if(if user { cc::NS } else { cc::S })];
+    let mut unfit = vec![a.jump_if(if user { cc::NS } else { cc::S })];
     if !user {
         a.load(S2, field!(table));
         // CMP R15, kernel_table
         a.with_memory(&[], true, &[0x3b], S2, field!(kernel_table), &[]);
-        outs.push(a.jump_if(cc::NE));
+        unfit.push(a.jump_if(cc::NE));
     }
     a.store(at(S1, 0), S0);
     // MOVZX ECX, page_limit
@@ -146,7 +146,7 @@ fn emit_refill(a: &mut Asm, user: bool, write: bool, call: u64) {
     a.store(at(S1, cells::LIMIT as i32), S0);
     // CMP logged, 0
     a.with_memory(&[], false, &[0x80], 7, at(S1, cells::LOGGED), &[0]);
-    outs.push(a.jump_if(cc::NE));
+    let logged = a.jump_if(cc::NE);
     // MOV logged, 1
     a.with_memory(&[], false, &[0xc6], 0, at(S1, cells::LOGGED), &[1]);
     let Mem::Vp(logs) = field!(logs) else { return };
@@ -155,9 +155,17 @@ fn emit_refill(a: &mut Asm, user: bool, write: bool, call: u64) {
     a.store(at(S0, 0), S1);
     a.lea(S0, at(S0, 8));
     a.store(log, S0);
-    for out in outs {
-        a.bind(out);
+    a.bind(logged);
+    a.raw(&[0xc3]);
+    // Only for this once: what the cell held goes with another addend.
+    for fix in unfit {
+        a.bind(fix);
     }
+    a.load(S0, field!(no_stack_page));
+    a.store(at(S1, 0), S0);
+    // MOV limit, 0
+    let limit = at(S1, cells::LIMIT as i32);
+    a.with_memory(&[], true, &[0xc7], 0, limit, &[0; 4]);
     a.raw(&[0xc3]);
     for fix in [other, crosses, review] {
         a.bind(fix);
