@@ -13,6 +13,7 @@ mod machine;
 mod native;
 mod random;
 mod state;
+mod translated;
 mod unmasked;
 mod vex;
 mod xsave;
