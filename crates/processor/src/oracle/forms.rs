@@ -3,8 +3,8 @@
 use super::Mode;
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind, Register};
 
-/// The integer features of x86-64-v2 and what little more the processor offers.
-const FEATURES: [CpuidFeature; 20] = [
+/// The integer features of x86-64-v3 and what little more the processor offers.
+const FEATURES: [CpuidFeature; 23] = [
     CpuidFeature::INTEL8086,
     CpuidFeature::INTEL8086_ONLY,
     CpuidFeature::INTEL186,
@@ -25,6 +25,9 @@ const FEATURES: [CpuidFeature; 20] = [
     CpuidFeature::MULTIBYTENOP,
     CpuidFeature::FSGSBASE,
     CpuidFeature::PREFETCHW,
+    CpuidFeature::LZCNT,
+    CpuidFeature::BMI1,
+    CpuidFeature::BMI2,
 ];
 
 /// All forms of integer instructions that exist in a mode.
@@ -38,7 +41,7 @@ pub(super) fn all(mode: Mode) -> Vec<Code> {
             };
             exists
                 && form.is_instruction()
-                && form.encoding() == EncodingKind::Legacy
+                && matches!(form.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
                 && code
                     .cpuid_features()
                     .iter()

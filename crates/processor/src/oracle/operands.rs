@@ -108,8 +108,12 @@ impl Plan {
                 return Some(());
             }
             Kind::r16_reg | Kind::r16_opcode | Kind::r16_or_mem | Kind::r16_rm => Register::AX,
-            Kind::r32_reg | Kind::r32_opcode | Kind::r32_or_mem | Kind::r32_rm => Register::EAX,
-            Kind::r64_reg | Kind::r64_opcode | Kind::r64_or_mem | Kind::r64_rm => Register::RAX,
+            Kind::r32_reg | Kind::r32_opcode | Kind::r32_or_mem | Kind::r32_rm | Kind::r32_vvvv => {
+                Register::EAX
+            }
+            Kind::r64_reg | Kind::r64_opcode | Kind::r64_or_mem | Kind::r64_rm | Kind::r64_vvvv => {
+                Register::RAX
+            }
             Kind::seg_reg if i == 0 => {
                 // FS is the test thread's own.
                 let targets = [Register::ES, Register::SS, Register::DS, Register::GS];

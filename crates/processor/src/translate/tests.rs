@@ -44,12 +44,14 @@ pub(super) fn machine(mode: ProcessorMode, cpl: u8) -> Vp {
         mode,
         ..Config::default()
     };
+    let xcr0 = config.features.xcr0();
     let mut vp = Vp::new(config, Box::new(Space(pages)), code);
     vp.warm = 2;
     vp.hot = 3;
     vp.update_state(|state| {
         state.cr0 = cr::CR0_PE | cr::CR0_ET | cr::CR0_NE | cr::CR0_MP;
-        state.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT;
+        state.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
+        state.xcr0 = xcr0;
         state.efer = cr::EFER_LME | cr::EFER_LMA;
         state.seg[seg::CS].attributes = 0xa09b;
         state.seg[seg::CS].base = 0;

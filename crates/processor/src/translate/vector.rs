@@ -37,12 +37,12 @@ pub(super) fn is_vector(item: &Item) -> bool {
     });
     known
         && operands
-        && (is_vectorial(instruction) || is_mmx(instruction))
+        && (is_sse(instruction) || is_mmx(instruction))
         && !has_hidden_operands(instruction.mnemonic())
 }
 
-/// Vector registers or MXCSR are used.
-fn is_vectorial(instruction: &Instruction) -> bool {
+/// XMM or YMM registers or MXCSR are used.
+fn is_sse(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     // From memory to MMX registers.
     let converts = matches!(
@@ -136,7 +136,7 @@ impl Emitter<'_> {
         if is_mmx(&item.instruction) {
             self.want(item, Unit::X87);
         }
-        if is_vectorial(&item.instruction) {
+        if is_sse(&item.instruction) {
             let vex = item.instruction.code().encoding() == EncodingKind::VEX;
             self.want(item, if vex { Unit::Upper } else { Unit::Vectors });
         }

@@ -5,6 +5,7 @@
 use super::differential::{codes, instruction};
 use super::machine::{DATA, machine_in, peek, poke};
 use super::random::Random;
+use super::vex::vex_codes;
 use crate::fault::{Exit, vector};
 use crate::state::{reg, seg};
 use crate::vp::{ProcessorMode, Vp};
@@ -22,7 +23,9 @@ const MXCSR: u64 = DATA + 0x240;
 const ENVIRONMENT: u64 = DATA + 0x280;
 const SAVED: u64 = DATA + 0x300;
 const AREA: u64 = DATA + 0x400;
-const WINDOW: (u64, usize) = (DATA - 0x200, 0xa00);
+const XSAVED: u64 = DATA + 0x640;
+const COMPACTED: u64 = DATA + 0x980;
+const WINDOW: (u64, usize) = (DATA - 0x200, 0x1000);
 const DEFAULT_PROGRAMS: u64 = 1500;
 
 /// Handlers take away what an exception came of, and go on.
@@ -98,7 +101,8 @@ fn any(a: &mut CodeAssembler, pool: &[Code], random: &mut Random) -> Result<(), 
         return Ok(());
     };
     if (0..one.op_count()).any(|i| one.op_kind(i) == OpKind::Memory) {
-        one.set_memory_displacement64((16 * random.below(9)) as u64);
+        // The handler of #GP aligns RBX.
+        one.set_memory_displacement64((32 * random.below(4)) as u64);
         one.set_memory_displ_size(1);
     }
     a.add_instruction(one)
@@ -107,7 +111,7 @@ fn any(a: &mut CodeAssembler, pool: &[Code], random: &mut Random) -> Result<(), 
 /// What is rarer: control, state, faults, flags.
 fn special(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> {
     let control = word_ptr(CONTROL + 2 * random.below(8) as u64);
-    match random.below(26) {
+    match random.below(32) {
         0..=3 => a.fldcw(control),
         4 => a.fninit(),
         5 => a.fnclex(),
@@ -138,7 +142,18 @@ fn special(a: &mut CodeAssembler, random: &mut Random) -> Result<(), IcedError> 
             a.pushfq()?;
             a.pop(rdi)
         }
-        _ => a.fnstcw(word_ptr(rbx)),
+        25 => a.fnstcw(word_ptr(rbx)),
+        kind => {
+            a.mov(eax, random.below(8) as u32)?;
+            a.xor(edx, edx)?;
+            match kind {
+                26 | 27 => a.xsave64(ptr(XSAVED)),
+                28 => a.xsaveopt64(ptr(XSAVED)),
+                29 => a.xsavec64(ptr(COMPACTED)),
+                30 => a.xrstor64(ptr(COMPACTED)),
+                _ => a.xrstor64(ptr(XSAVED)),
+            }
+        }
     }
 }
 
@@ -187,6 +202,7 @@ struct End {
     gpr: Vec<u64>,
     rip: u64,
     rflags: u64,
+    upper: Vec<u128>,
     /// FCW to MXCSR.
     words: Vec<u8>,
     stack: Vec<[u8; 10]>,
@@ -230,14 +246,23 @@ fn run(vp: &mut Vp, code: &[u8], masked: bool, random: &mut Random) -> End {
     let mut image = random.image(masked);
     image[0] |= if masked { 0x3f } else { 0 };
     poke(vp, AREA, &image);
+    poke(vp, XSAVED, &image);
+    poke(vp, XSAVED + 512, &[0; 64]);
+    poke(vp, COMPACTED, &image);
+    poke(vp, COMPACTED + 512, &[0; 64]);
+    poke(vp, COMPACTED + 527, &[0x80]);
+    poke(vp, XSAVED + 512, &[random.below(4) as u8]);
     let mut image = random.image(masked);
     image[0] |= 0x3f;
     vp.update_state(|state| {
         state.fpu.fxsave = image;
         state.cr0 &= !0xc;
     });
+    let avx = vp.config.features.avx();
     for number in 0..16 {
         vp.state.gpr[number] = random.next();
+        let upper = u128::from(random.next());
+        vp.state.fpu.set_upper(number, if avx { upper } else { 0 });
     }
     // Counts exceptions.
     vp.state.gpr[12] = 0;
@@ -253,6 +278,7 @@ fn run(vp: &mut Vp, code: &[u8], masked: bool, random: &mut Random) -> End {
         gpr: vp.state.gpr[..16].to_vec(),
         rip: vp.state.rip,
         rflags: vp.state.rflags(),
+        upper: (0..16).map(|number| fpu.upper(number)).collect(),
         words: fpu.fxsave[..28].to_vec(),
         stack: (0..8).map(|number| fpu.st(number)).collect(),
         xmm: (0..16).map(|number| fpu.xmm(number)).collect(),
@@ -275,8 +301,32 @@ fn pool() -> Vec<Code> {
     pool
 }
 
+/// AVX and the BMIs, with some SSE and often VZEROUPPER.
+fn vex_pool() -> Vec<Code> {
+    use iced_x86::CpuidFeature as F;
+    let vex: Vec<Code> = vex_codes().collect();
+    let sse = |code: &Code| matches!(code.cpuid_features().first(), Some(F::SSE | F::SSE2));
+    let mut pool = [vex.clone(), vex, codes().filter(sse).collect()].concat();
+    pool.extend([Code::VEX_Vzeroupper; 120]);
+    pool
+}
+
 #[test]
 fn random_programs_end_as_interpreted() {
+    compare(&pool(), 4);
+}
+
+#[test]
+fn random_programs_with_avx_end_as_interpreted() {
+    if machine_in(ProcessorMode::Interpret).config.features.avx() {
+        compare(&vex_pool(), 20);
+    } else {
+        println!("not compared: this host has no AVX");
+    }
+}
+
+/// At least one of `rare` programs meets an exception.
+fn compare(pool: &[Code], rare: u64) {
     let setting = |name: &str, default: u64| {
         let text = std::env::var(name).ok();
         text.and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -289,12 +339,11 @@ fn random_programs_end_as_interpreted() {
         println!("not compared: this host cannot run the translator");
         return;
     }
-    let pool = pool();
     let mut exceptions = 0;
     for number in seed..seed + programs {
         let mut random = Random::new(number);
         let masked = random.below(3) != 0;
-        let code = program(&pool, &mut random).expect("a program");
+        let code = program(pool, &mut random).expect("a program");
         let start = random.next();
         let expected = run(&mut interpreter, &code, masked, &mut Random::new(start));
         let seen = run(&mut translator, &code, masked, &mut Random::new(start));
@@ -303,7 +352,7 @@ fn random_programs_end_as_interpreted() {
         exceptions += u64::from(expected.gpr[12] != 0);
     }
     assert!(
-        exceptions * 4 > programs,
+        exceptions * rare > programs,
         "{exceptions} programs with exceptions"
     );
 }
