@@ -18,10 +18,18 @@
 //!
 //! A region ([`region`]) is the code from one address on up to an
 //! unconditional branch. Regions are found by linear address, page of memory
-//! and privilege, and led to each other ([`links`]): within a page by patching
-//! jumps; to other pages through slots, which are reset when the mapping of
-//! the target may have changed; indirect jumps by a table; returns by the
-//! host's own CALL and RET ([`control`]).
+//! and privilege, and led to each other ([`links`], [`ways`]): within a page by
+//! patching jumps; to other pages through slots, which are reset when the
+//! mapping of the target may have changed, and kept for each of the last few
+//! address spaces; indirect jumps by a table; returns by the host's own CALL
+//! and RET ([`control`]). A region whose first instruction runs on into the
+//! next page has a gate, which is shut while that page's mapping is not known
+//! to be the one that the region was made under ([`crossing`]).
+//!
+//! What kernels do at every entry, exit and lock is emitted, too ([`system`],
+//! [`transfer`]). Handlers that change the mode, events and edges that lead
+//! nowhere yet go on with the code for the new RIP without leaving emitted
+//! code, if there is any ([`runtime`]).
 //!
 //! # Code that changes
 //!
@@ -159,23 +167,25 @@ impl Translator {
         self.entered.insert(linear >> 12);
     }
 
-    /// Forgets the regions of pages that were written; true if there are any.
+    /// Forgets the regions of pages that were written, and resets the ways to
+    /// them; true if there are any.
     fn drop_written(&mut self, code: &CodeMap) -> bool {
-        let (regions, before) = (&mut self.regions, self.pages.len());
+        let regions = &mut self.regions;
+        let mut dropped: HashSet<u64, BuildKeyHasher> = HashSet::default();
         self.pages.retain(|&number, page| {
             let current = code.word(number) == page.word;
             if !current {
                 for key in &page.regions {
                     regions.remove(key);
+                    dropped.insert(key.rip);
                 }
             }
             current
         });
-        let dropped = self.pages.len() != before;
-        if dropped {
-            self.drop_all_ways();
+        if !dropped.is_empty() {
+            self.drop_ways(|target| dropped.contains(&target));
         }
-        dropped
+        !dropped.is_empty()
     }
 
     /// Forgets all regions.
