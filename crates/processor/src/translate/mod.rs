@@ -44,6 +44,8 @@ mod asm;
 mod compare_strings;
 mod control;
 mod crossing;
+#[cfg(test)]
+mod crossing_tests;
 mod emit;
 mod flow;
 mod generic;

@@ -121,6 +121,7 @@ impl Vp {
         }
         self.catch_up();
         let Some(code) = self.find_translated() else {
+            self.interpret_next();
             return 0;
         };
         // Kernels hardly use vectors: what Rust does for them is cheaper
