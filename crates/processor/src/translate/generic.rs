@@ -182,6 +182,9 @@ pub(super) fn writes(access: OpAccess) -> bool {
     )
 }
 
+/// How an instruction accesses each of its operands.
+type Accesses = [OpAccess; 5];
+
 /// A guest register that lives in memory, for the time of one instruction.
 struct Borrowed {
     guest: usize,
@@ -223,14 +226,12 @@ impl Emitter<'_> {
             self.asm.lea(S1, mem);
             operand = Some(super::asm::at(S1, 0));
         }
-        self.emit_with(item, operand, by_cl)
+        self.emit_accessing(item, operand, by_cl, &accesses)
     }
 
-    fn accesses(&mut self, instruction: &Instruction) -> Vec<OpAccess> {
+    fn accesses(&mut self, instruction: &Instruction) -> Accesses {
         let info = self.info.info(instruction);
-        (0..instruction.op_count())
-            .map(|i| info.op_access(i))
-            .collect()
+        std::array::from_fn(|i| info.op_access(i as u32))
     }
 
     /// Emits an instruction with its registers in their places and the given
@@ -241,9 +242,19 @@ impl Emitter<'_> {
         operand: Option<Mem>,
         by_cl: bool,
     ) -> Option<()> {
+        let accesses = self.accesses(&item.instruction);
+        self.emit_accessing(item, operand, by_cl, &accesses)
+    }
+
+    fn emit_accessing(
+        &mut self,
+        item: &Item,
+        operand: Option<Mem>,
+        by_cl: bool,
+        accesses: &Accesses,
+    ) -> Option<()> {
         let mut instruction = item.instruction;
-        let accesses = self.accesses(&instruction);
-        let borrowed = self.borrow(&mut instruction, &accesses, operand, by_cl)?;
+        let borrowed = self.borrow(&mut instruction, accesses, operand, by_cl)?;
         for one in borrowed.iter().filter(|one| one.read) {
             self.asm.load(one.host, register(one.guest));
         }
@@ -295,18 +306,16 @@ impl Emitter<'_> {
     fn borrow(
         &mut self,
         instruction: &mut Instruction,
-        accesses: &[OpAccess],
+        accesses: &Accesses,
         operand: Option<Mem>,
         by_cl: bool,
     ) -> Option<Vec<Borrowed>> {
-        let mut free = vec![S2];
-        if operand.is_none() {
-            free.push(S1);
-            if !by_cl {
-                free.push(S0);
-            }
-        }
-        free.reverse();
+        let free: &[u8] = match (operand, by_cl) {
+            (Some(_), _) => &[S2],
+            (None, true) => &[S2, S1],
+            (None, false) => &[S2, S1, S0],
+        };
+        let mut free = free.iter().copied();
         let mut borrowed: Vec<Borrowed> = Vec::new();
         let last = instruction.op_count().wrapping_sub(1);
         for i in 0..instruction.op_count() {
@@ -338,7 +347,7 @@ impl Emitter<'_> {
                     one.host
                 }
                 None => {
-                    let host = free.pop()?;
+                    let host = free.next()?;
                     if host != S2 {
                         self.forget_scratch();
                     }

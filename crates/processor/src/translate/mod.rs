@@ -18,10 +18,18 @@
 //!
 //! A region ([`region`]) is the code from one address on up to an
 //! unconditional branch. Regions are found by linear address, page of memory
-//! and privilege, and led to each other ([`links`]): within a page by patching
-//! jumps; to other pages through slots, which are reset when the mapping of
-//! the target may have changed; indirect jumps by a table; returns by the
-//! host's own CALL and RET ([`control`]).
+//! and privilege, and led to each other ([`links`], [`ways`]): within a page by
+//! patching jumps; to other pages through slots, which are reset when the
+//! mapping of the target may have changed, and kept for each of the last few
+//! address spaces; indirect jumps by a table; returns by the host's own CALL
+//! and RET ([`control`]). A region whose first instruction runs on into the
+//! next page has a gate, which is shut while that page's mapping is not known
+//! to be the one that the region was made under ([`crossing`]).
+//!
+//! What kernels do at every entry, exit and lock is emitted, too ([`system`],
+//! [`transfer`]). Handlers that change the mode, events and edges that lead
+//! nowhere yet go on with the code for the new RIP without leaving emitted
+//! code, if there is any ([`runtime`]).
 //!
 //! # Code that changes
 //!
@@ -38,6 +46,8 @@ mod checks;
 mod compare_strings;
 mod control;
 mod crossing;
+#[cfg(test)]
+mod crossing_tests;
 mod emit;
 mod flow;
 mod generic;
@@ -186,7 +196,8 @@ impl Translator {
         self.entered.insert(linear >> 12);
     }
 
-    /// Forgets the regions of pages that were written; true if there are any.
+    /// Forgets the regions of pages that were written, and resets the ways to
+    /// them; true if there are any.
     fn drop_written(&mut self, code: &CodeMap) -> bool {
         let mut dead = Vec::new();
         self.pages.retain(|&number, page| {
@@ -199,10 +210,12 @@ impl Translator {
         if dead.is_empty() {
             return false;
         }
+        let mut dropped: HashSet<u64, BuildKeyHasher> = HashSet::default();
         for key in &dead {
             self.forget(key);
+            dropped.insert(key.rip);
         }
-        self.drop_all_ways();
+        self.drop_ways(|target| dropped.contains(&target));
         true
     }
 

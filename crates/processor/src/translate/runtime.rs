@@ -167,6 +167,7 @@ impl Vp {
         }
         self.catch_up();
         let Some(code) = self.find_translated() else {
+            self.interpret_next();
             return 0;
         };
         if self.state.cpl != 3 {

@@ -283,7 +283,9 @@ impl FastTlb {
     }
 
     fn protect_all(&mut self, host: *mut u8) {
-        for table in &mut self.tables {
+        let filled = |table: &&mut Table| table.space != 0;
+        let (supervisor, user) = self.tables.split_at_mut(SUPERVISOR_TABLES);
+        for table in supervisor.iter_mut().chain(user.iter_mut().filter(filled)) {
             for (slot, entry) in table.entries[SLOTS..].iter_mut().enumerate() {
                 let linear = entry.negated_page.wrapping_neg();
                 if linear.wrapping_add(entry.addend) == host as u64 {

@@ -179,7 +179,8 @@ fn keep(
     let Some(edge) = edges.get(number as usize) else {
         return false;
     };
-    let dropped = drops(edge.relies_on());
+    // A gate goes with its region, too.
+    let dropped = drops(edge.relies_on()) || drops(edge.target);
     if dropped
         && in_place
         && let Some((slot, out)) = edge.slot()
@@ -191,7 +192,7 @@ fn keep(
 
 impl Translator {
     /// Resets the ways that rely on an address that `drops` chooses.
-    fn drop_ways(&mut self, drops: impl Fn(u64) -> bool) {
+    pub(super) fn drop_ways(&mut self, drops: impl Fn(u64) -> bool) {
         self.ways.drop(&mut self.area, &self.numbered.edges, drops);
         self.pending = None;
     }
