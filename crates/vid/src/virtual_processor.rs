@@ -152,7 +152,12 @@ impl VirtualProcessor {
                             return VpStop::Unexpected(error.to_string());
                         }
                     }
-                    Outcome::TripleFault { rip } => return self.triple_fault(rip),
+                    Outcome::TripleFault { rip } => {
+                        if let Some(difference) = self.cpu.0.difference() {
+                            return VpStop::Unexpected(difference.to_owned());
+                        }
+                        return self.triple_fault(rip);
+                    }
                     Outcome::Unknown(kind) => {
                         return VpStop::Unexpected(format!("intercept {:#x}", kind.0));
                     }
