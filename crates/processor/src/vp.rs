@@ -211,6 +211,12 @@ impl Vp {
         self.translator.is_some()
     }
 
+    /// Code is translated once it was entered `entries` times, at least 2:
+    /// fewer than a sensible number are for tests.
+    pub fn translate_after(&mut self, entries: u16) {
+        self.warm = entries.max(2);
+    }
+
     /// The handle for other threads to interrupt [`Vp::run`].
     pub fn requests(&self) -> Requests {
         self.peer.requests.clone()

@@ -34,6 +34,8 @@ pub enum VpStop {
     Crash(Box<CrashReport>),
     /// The hypervisor told something that this stack does not know.
     Unexpected(String),
+    /// Translator and interpreter differ: the report, of many lines.
+    Difference(String),
 }
 
 /// One virtual processor of a [`Partition`].
@@ -154,7 +156,7 @@ impl VirtualProcessor {
                     }
                     Outcome::TripleFault { rip } => {
                         if let Some(difference) = self.cpu.0.difference() {
-                            return VpStop::Unexpected(difference.to_owned());
+                            return VpStop::Difference(difference.to_owned());
                         }
                         return self.triple_fault(rip);
                     }

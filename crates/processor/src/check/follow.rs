@@ -9,7 +9,7 @@ use crate::state::{State, reg, rflags};
 use std::time::{Duration, Instant};
 
 /// A shadow that has not got there in this time never will.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(10);
 /// How long a device's write may stay unannounced.
 const ANNOUNCEMENT: Duration = Duration::from_millis(3);
 const TRAIL: usize = 48;
