@@ -89,6 +89,12 @@ impl VirtualProcessor {
         self.cpu.0.retired()
     }
 
+    /// In check mode: steps that were compared, and differences that were
+    /// laid to a device's write at the same time.
+    pub fn checked(&self) -> Option<(u64, u64)> {
+        self.cpu.0.checked()
+    }
+
     fn winhv(&mut self) -> WinHv<Lent<'_>> {
         WinHv::new(Lent {
             hypervisor: &self.partition.hypervisor,

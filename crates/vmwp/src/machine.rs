@@ -330,6 +330,9 @@ fn run_processor(mut processor: VirtualProcessor, devices: &Devices) {
             )));
         }
     }
+    if let Some((steps, excused)) = processor.checked() {
+        tracing::info!(steps, excused, "translator and interpreter compared");
+    }
     tracing::debug!(
         vp = processor.index(),
         retired = processor.retired(),
