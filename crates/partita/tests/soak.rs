@@ -132,7 +132,7 @@ fn a_guest_that_works_computes_what_the_host_does() {
     let path = folder.path().join("initrd");
     let variables = initrd(&path, seconds);
     let kernel = packages::kernel(CLOUD);
-    let mut vm = Vm::start([
+    let vm = Vm::start([
         "run".as_ref(),
         "--kernel".as_ref(),
         kernel.as_os_str(),

@@ -49,6 +49,13 @@ impl Shared {
 #[derive(Clone)]
 pub(crate) struct Memory(Arc<Mutex<Shared>>);
 
+/// What [`Memory::share`] makes of a space.
+pub(super) struct Halves {
+    pub processor: Box<dyn GuestSpace>,
+    pub shadow: Box<dyn GuestSpace>,
+    pub memory: Memory,
+}
+
 struct Space {
     memory: Memory,
     shadow: bool,
@@ -82,7 +89,7 @@ impl Memory {
     pub(super) fn share(
         space: Box<dyn GuestSpace>,
         pages: usize,
-    ) -> Result<(Box<dyn GuestSpace>, Box<dyn GuestSpace>, Self), Box<dyn GuestSpace>> {
+    ) -> Result<Halves, Box<dyn GuestSpace>> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping, wherever the kernel wants it.
         let copy = unsafe {
@@ -107,7 +114,11 @@ impl Memory {
                 shadow,
             })
         };
-        Ok((of(false), of(true), memory))
+        Ok(Halves {
+            processor: of(false),
+            shadow: of(true),
+            memory,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

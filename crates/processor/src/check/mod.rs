@@ -116,7 +116,10 @@ impl Checker {
         pages: usize,
     ) -> (Box<dyn GuestSpace>, Option<Box<Self>>) {
         match Memory::share(space, pages) {
-            Ok((space, shadow, memory)) => (space, Some(Self::new(config, shadow, memory))),
+            Ok(halves) => {
+                let checker = Self::new(config, halves.shadow, halves.memory);
+                (halves.processor, Some(checker))
+            }
             Err(space) => (space, None),
         }
     }
