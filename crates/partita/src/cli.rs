@@ -92,7 +92,9 @@ pub(crate) struct MachineArguments {
     /// What runs the guest's instructions: auto (the fastest that works here) or software
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = parse_platform)]
     pub(crate) platform: Platform,
-    /// How the software processor runs code: interpret or translate
+    /// How the software processor runs code: interpret, translate, or check (translated and
+    /// compared with the interpreter at every step; stops at the first difference; slow, and for
+    /// one processor)
     #[arg(long, value_name = "NAME", default_value = "translate", value_parser = parse_processor_mode)]
     pub(crate) processor_mode: ProcessorMode,
 }
@@ -182,7 +184,8 @@ fn parse_processor_mode(text: &str) -> Result<ProcessorMode, String> {
     match text {
         "interpret" => Ok(ProcessorMode::Interpret),
         "translate" => Ok(ProcessorMode::Translate),
-        _ => Err("it is no known mode; give interpret or translate".to_owned()),
+        "check" => Ok(ProcessorMode::Check),
+        _ => Err("it is no known mode; give interpret, translate or check".to_owned()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use vmwp::{Console, Image, StopRequest, VmConfig, VmError, VmExit};
 
-use crate::cli::{EXIT_CRASHED, EXIT_OK, RunArguments, report};
+use crate::cli::{EXIT_CRASHED, EXIT_ERROR, EXIT_OK, RunArguments, report};
 
 /// Runs the VM and gives the exit status.
 pub(crate) fn main(arguments: &RunArguments) -> ExitCode {
@@ -35,6 +35,10 @@ pub(crate) fn exit_code(result: Result<VmExit, VmError>) -> ExitCode {
             ExitCode::from(EXIT_CRASHED)
         }
         Ok(VmExit::DebugExit { code }) => ExitCode::from(debug_exit_status(code)),
+        Err(VmError::Difference(text)) => {
+            eprintln!("partita: {}", text.trim_end());
+            ExitCode::from(EXIT_ERROR)
+        }
         Err(error) => report(&error),
     }
 }

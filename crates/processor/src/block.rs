@@ -59,6 +59,11 @@ impl Block {
         entries == 0
     }
 
+    /// Bytes of all instructions.
+    pub(crate) fn length(&self) -> u64 {
+        u64::from(self.bytes)
+    }
+
     /// The block cannot be translated.
     pub(crate) fn never_warm(&self) {
         self.entries.set(NEVER);

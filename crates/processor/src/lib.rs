@@ -20,6 +20,7 @@
 
 mod arith;
 mod block;
+mod check;
 pub mod cpuid;
 mod decode;
 #[cfg(test)]

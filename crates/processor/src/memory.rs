@@ -94,7 +94,7 @@ impl Vp {
     /// After a store to host memory: notices code that was overwritten.
     #[inline(always)]
     pub(crate) fn wrote(&mut self, page: u32) {
-        if self.mmu.code.written(page) {
+        if self.mmu.code.stored(page) {
             self.code_written = true;
         }
     }

@@ -1,5 +1,6 @@
 //! Address translation: the software TLB and the page walk.
 
+use crate::check::Writes;
 use crate::fault::Fault;
 use crate::space::{CodeMap, GuestSpace, HostPage};
 use crate::state::{State, cr, rflags};
@@ -107,6 +108,9 @@ pub(crate) struct Mmu {
     pub fast: Option<Box<FastTlb>>,
     /// What has happened to translations, for whoever caches fetches.
     pub changes: Changes,
+    /// Where somebody wants to know what is written: no page can be before it
+    /// is noted here.
+    pub writes: Option<Box<Writes>>,
 }
 
 /// Changes of translations since somebody last looked.
@@ -199,6 +203,7 @@ impl Mmu {
             generation: 1,
             fast: None,
             changes: Changes::default(),
+            writes: None,
         }
     }
 
@@ -289,7 +294,7 @@ impl Mmu {
         let Some(page) = self.host_page(walk.gpa >> 12) else {
             return Ok(Target::Mmio(walk.gpa));
         };
-        self.fill(linear, rights, &walk, &page);
+        self.fill(linear, access, rights, &walk, &page);
         if access == Access::Write && !page.writable {
             return Ok(Target::Mmio(walk.gpa));
         }
@@ -302,19 +307,24 @@ impl Mmu {
         ))
     }
 
-    fn fill(&mut self, linear: u64, rights: Rights, walk: &Walk, page: &HostPage) {
+    fn fill(&mut self, linear: u64, access: Access, rights: Rights, walk: &Walk, page: &HostPage) {
         if linear >> 63 != 0 && !walk.global {
             self.high_local = true;
         }
         let tag = self.tag(linear);
-        let entry = &mut self.sets[rights as usize][(linear >> 12) as usize & (TLB_SIZE - 1)];
+        let slot = (linear >> 12) as usize & (TLB_SIZE - 1);
+        let mut write = walk.write && page.writable;
+        if let Some(writes) = &mut self.writes {
+            write &= access == Access::Write;
+            if write {
+                writes.entries.push((rights as u8, slot as u16));
+                writes.page(page.index);
+            }
+        }
+        let entry = &mut self.sets[rights as usize][slot];
         *entry = TlbEntry {
             read: tag,
-            write: if walk.write && page.writable {
-                tag
-            } else {
-                TlbEntry::INVALID
-            },
+            write: if write { tag } else { TlbEntry::INVALID },
             execute: if walk.execute && page.executable {
                 tag
             } else {
@@ -325,6 +335,18 @@ impl Mmu {
             span: walk.span,
         };
         self.large.note(linear, walk.span);
+    }
+
+    /// Makes the first store to each page be noted anew: the pages noted.
+    pub(crate) fn forget_writes(&mut self) -> Vec<u32> {
+        let Some(writes) = &mut self.writes else {
+            return Vec::new();
+        };
+        for (set, slot) in writes.entries.drain(..) {
+            self.sets[usize::from(set & 3)][usize::from(slot) & (TLB_SIZE - 1)].write =
+                TlbEntry::INVALID;
+        }
+        std::mem::take(&mut writes.pages)
     }
 
     /// Gives the low half (and, if non-global translations of it were cached,

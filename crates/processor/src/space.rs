@@ -2,7 +2,7 @@
 
 use crate::requests::Peer;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
 /// One page of guest-physical memory that has host memory behind it.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +62,9 @@ pub struct CodeMap {
     marking: Mutex<()>,
     /// Nobody may take a mark for finished while this is not 0.
     unfinished: AtomicU32,
+    /// Pages that others than processors have written, when somebody wants
+    /// to know.
+    journal: OnceLock<Mutex<Vec<u32>>>,
 }
 
 impl CodeMap {
@@ -82,6 +85,7 @@ impl CodeMap {
             peers: RwLock::default(),
             marking: Mutex::default(),
             unfinished: AtomicU32::new(0),
+            journal: OnceLock::new(),
         }
     }
 
@@ -162,10 +166,48 @@ impl CodeMap {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Must be called after every write to `page`. True when code was cached
-    /// from it.
+    /// Keeps the pages of [`CodeMap::written`] from now on.
+    pub(crate) fn start_journal(&self) {
+        self.journal.get_or_init(Mutex::default);
+    }
+
+    fn journal(&self) -> Option<MutexGuard<'_, Vec<u32>>> {
+        let journal = self.journal.get()?;
+        Some(journal.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The pages written since this was last asked.
+    pub(crate) fn take_journal(&self) -> Vec<u32> {
+        self.journal()
+            .map(|mut list| std::mem::take(&mut *list))
+            .unwrap_or_default()
+    }
+
+    /// Pages were written.
+    pub(crate) fn journal_waits(&self) -> bool {
+        self.journal().is_some_and(|list| !list.is_empty())
+    }
+
+    /// This page was.
+    pub(crate) fn journal_has(&self, page: u32) -> bool {
+        self.journal().is_some_and(|list| list.contains(&page))
+    }
+
+    /// Must be called after every write to `page` but a processor's own. True
+    /// when code was cached from it.
     #[inline]
     pub fn written(&self, page: u32) -> bool {
+        if let Some(mut journal) = self.journal()
+            && journal.last() != Some(&page)
+        {
+            journal.push(page);
+        }
+        self.stored(page)
+    }
+
+    /// The same for stores of processors.
+    #[inline]
+    pub(crate) fn stored(&self, page: u32) -> bool {
         match self.words.get(page as usize) {
             Some(word) if word.load(Ordering::Relaxed) & Self::CODE != 0 => {
                 self.invalidate(word);

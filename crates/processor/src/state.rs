@@ -225,7 +225,7 @@ pub struct Table {
 }
 
 /// Model-specific registers that the processor owns.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Msrs {
     /// IA32_SYSENTER_CS.
     pub sysenter_cs: u64,

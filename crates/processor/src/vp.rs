@@ -1,6 +1,7 @@
 //! A virtual processor: state, memory management, block cache, run loop.
 
 use crate::block::{Block, Blocks};
+use crate::check::{Checker, Record};
 use crate::fault::{Completion, Exit, Fault, Stop, StopReason, vector};
 use crate::mmu::Mmu;
 use crate::native::Native;
@@ -31,6 +32,9 @@ pub enum ProcessorMode {
     /// Hot code of 64-bit mode is translated. Hosts that lack what this takes
     /// (BMI1, BMI2, FSGSBASE) interpret.
     Translate,
+    /// Translated, and every step of it compared with the interpreter's: see
+    /// [`Vp::difference`]. For one processor per guest.
+    Check,
 }
 
 impl Default for Config {
@@ -61,7 +65,7 @@ pub enum Event {
 
 /// The answers that an instruction has already got, in the order of its
 /// exits, so that it can be executed again from its start.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Answers {
     given: Vec<Completion>,
     used: usize,
@@ -116,7 +120,7 @@ pub struct Vp {
     pub(crate) native: Native,
     pub(crate) blocks: Blocks,
     pub(crate) answers: Answers,
-    event: Option<Event>,
+    pub(crate) event: Option<Event>,
     pub(crate) exit: Option<Exit>,
     pub(crate) shutdown: bool,
     /// Requests of other threads, and what they must know of this processor.
@@ -141,6 +145,15 @@ pub struct Vp {
     pub(crate) pauses: u32,
     /// Guest instructions retired, about (blocks count when left).
     pub(crate) retired: u64,
+    /// In check mode, what compares; not here while it does.
+    pub(crate) checker: Option<Box<Checker>>,
+    /// What instructions read from the host.
+    pub(crate) record: std::cell::RefCell<Record>,
+    /// Translated code is to be left at the next loop head.
+    pub(crate) short_turn: bool,
+    /// What translated code is to do wrong.
+    #[cfg(test)]
+    pub(crate) planted: Option<crate::check::Fault>,
 }
 
 // SAFETY: a Vp is used by one thread at a time; its raw pointers name guest
@@ -150,6 +163,12 @@ unsafe impl Send for Vp {}
 impl Vp {
     /// A virtual processor after power-on.
     pub fn new(config: Config, space: Box<dyn GuestSpace>, code: Arc<CodeMap>) -> Self {
+        let (space, checker) = if config.mode == ProcessorMode::Check {
+            code.start_journal();
+            Checker::beside(&config, space, code.len())
+        } else {
+            (space, None)
+        };
         let mut vp = Self {
             state: State::power_on(),
             mmu: Mmu::new(space, code, config.physical_bits),
@@ -179,9 +198,14 @@ impl Vp {
             resume_loaded: false,
             pauses: 0,
             retired: 0,
+            checker,
+            record: std::cell::RefCell::default(),
+            short_turn: false,
+            #[cfg(test)]
+            planted: None,
         };
         vp.mode_changed();
-        if vp.config.mode == ProcessorMode::Translate {
+        if vp.config.mode != ProcessorMode::Interpret {
             vp.start_translator();
         }
         vp
@@ -191,6 +215,12 @@ impl Vp {
     /// lacks what the translator takes.
     pub fn translates(&self) -> bool {
         self.translator.is_some()
+    }
+
+    /// Code is translated once it was entered `entries` times, at least 2:
+    /// fewer than a sensible number are for tests.
+    pub fn translate_after(&mut self, entries: u16) {
+        self.warm = entries.max(2);
     }
 
     /// The handle for other threads to interrupt [`Vp::run`].
@@ -210,6 +240,7 @@ impl Vp {
         self.state.gpr[reg::ZERO] = 0;
         self.forget_transfers();
         self.mmu.flush_all();
+        self.forget_shadow();
         self.mode_changed();
     }
 
@@ -238,6 +269,7 @@ impl Vp {
         self.debug_pending = 0;
         self.forget_transfers();
         self.mmu.flush_all();
+        self.forget_shadow();
         self.mode_changed();
     }
 
@@ -253,11 +285,13 @@ impl Vp {
     /// Drops cached translations.
     pub fn flush_tlb(&mut self) {
         self.mmu.flush_all();
+        self.forget_shadow();
     }
 
     /// Drops the cached translation of one page.
     pub fn flush_page(&mut self, linear: u64) {
         self.mmu.flush_page(linear);
+        self.forget_shadow();
     }
 
     /// The guest-physical map was changed.
@@ -265,6 +299,14 @@ impl Vp {
         self.mmu.space_changed();
         self.blocks.clear();
         self.forget_translated();
+        self.forget_shadow();
+    }
+
+    /// Translations changed: the shadow of a checked processor has none then.
+    fn forget_shadow(&mut self) {
+        if let Some(checker) = &mut self.checker {
+            checker.forget();
+        }
     }
 
     /// Makes [`Vp::run`] return [`Exit::InterruptWindow`] when an interrupt
@@ -400,41 +442,49 @@ impl Vp {
             // Not completed yet (or found while completing).
             return exit;
         }
+        if let Some(checker) = self.checker.take() {
+            return self.run_checked(checker);
+        }
         loop {
-            if self.shutdown {
-                return Exit::TripleFault;
-            }
-            if self.peer.requests.pending() && self.peer.requests.take() {
-                return Exit::Kicked;
-            }
-            if self.attention != 0 {
-                if let Some(exit) = self.attend() {
-                    return exit;
-                }
-                continue;
-            }
-            let translate = match self.run_translated() {
-                Ran::Again => continue,
-                Ran::Exit(exit) => return exit,
-                Ran::Interpret => true,
-                Ran::Handlers => false,
-            };
-            let Some(block) = self.next_block() else {
-                if let Some(exit) = self.stopped(0) {
-                    return exit;
-                }
-                continue;
-            };
-            if translate && self.may_translate() && block.is_warm(self.warm) {
-                if self.translate_region() {
-                    continue;
-                }
-                block.never_warm();
-            }
-            if let Some(exit) = self.run_block(&block, usize::MAX) {
+            if let Some(exit) = self.turn() {
                 return exit;
             }
         }
+    }
+
+    /// An event, a run of translated code, or a block.
+    #[inline(always)]
+    pub(crate) fn turn(&mut self) -> Option<Exit> {
+        if self.shutdown {
+            return Some(Exit::TripleFault);
+        }
+        if self.peer.requests.pending() && self.peer.requests.take() {
+            return Some(Exit::Kicked);
+        }
+        if self.attention != 0 {
+            return self.attend();
+        }
+        let ran = self.run_translated();
+        #[cfg(test)]
+        if !matches!(ran, Ran::Interpret | Ran::Handlers) {
+            self.spoil();
+        }
+        let translate = match ran {
+            Ran::Again => return None,
+            Ran::Exit(exit) => return Some(exit),
+            Ran::Interpret => true,
+            Ran::Handlers => false,
+        };
+        let Some(block) = self.next_block() else {
+            return self.stopped(0);
+        };
+        if translate && self.may_translate() && block.is_warm(self.warm) {
+            if self.translate_region() {
+                return None;
+            }
+            block.never_warm();
+        }
+        self.run_block(&block, usize::MAX)
     }
 
     /// Executes exactly one instruction (or delivers one event). `None`: go on.
@@ -460,6 +510,13 @@ impl Vp {
 
     /// Answers the exit that `run` returned, and retires its instruction.
     pub fn complete(&mut self, completion: Completion) {
+        match self.checker.take() {
+            Some(checker) => self.complete_checked(checker, completion),
+            None => self.complete_here(completion),
+        }
+    }
+
+    pub(crate) fn complete_here(&mut self, completion: Completion) {
         let Some(exit) = self.exit.take() else { return };
         match exit {
             Exit::Halt | Exit::InterruptWindow | Exit::Kicked => return,
@@ -485,6 +542,7 @@ impl Vp {
     /// at events and breakpoints again, but with its shadow and trap.
     fn step_boundary_free(&mut self) -> Option<Exit> {
         let before = self.attention;
+        self.resume_loaded = false;
         let exit = self.step_instruction();
         if exit.is_none() {
             self.after_step(before);
@@ -497,7 +555,7 @@ impl Vp {
 
     /// What a boundary with `attention` set needs.
     #[cold]
-    fn attend(&mut self) -> Option<Exit> {
+    pub(crate) fn attend(&mut self) -> Option<Exit> {
         let before = self.attention;
         if before & (attention::DEBUG | attention::STACK_SHADOW) == attention::DEBUG {
             self.attention &= !attention::DEBUG;
@@ -543,6 +601,8 @@ impl Vp {
             };
             return self.run_block(&block, usize::MAX);
         }
+        // What an instruction before this one loaded has been told already.
+        self.resume_loaded = false;
         let exit = self.step_instruction();
         let retired = !matches!(
             exit,
@@ -592,7 +652,7 @@ impl Vp {
 
     /// Runs a block's instructions, at most `limit`.
     #[inline]
-    fn run_block(&mut self, block: &Block, limit: usize) -> Option<Exit> {
+    pub(crate) fn run_block(&mut self, block: &Block, limit: usize) -> Option<Exit> {
         let start = self.state.rip;
         self.state.gpr[reg::BLOCK_RIP] = start;
         self.faulted = false;
@@ -644,7 +704,7 @@ impl Vp {
 
     /// Acts on the reason for a stop; RIP is right.
     #[cold]
-    fn stopped(&mut self, _length: u8) -> Option<Exit> {
+    pub(crate) fn stopped(&mut self, _length: u8) -> Option<Exit> {
         self.code_written = false;
         match std::mem::replace(&mut self.stop, StopReason::None) {
             StopReason::None | StopReason::Yield => None,

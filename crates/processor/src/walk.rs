@@ -242,7 +242,10 @@ impl Mmu {
             }
             let pointer = page.pointer.wrapping_add((at & PAGE_MASK) as usize);
             crate::host::or_entry(pointer, bits, size);
-            self.code.written(page.index);
+            self.code.stored(page.index);
+            if let Some(writes) = &mut self.writes {
+                writes.page(page.index);
+            }
         }
         Ok(())
     }

@@ -119,7 +119,7 @@ impl Partition {
         let memory = SystemMemory::new(size, true).map_err(VidError::Memory)?;
         let memory = Arc::new(memory);
         let platform = HostPlatform::new(memory.clone(), crate::tsc::frequency());
-        let translate = config.processor_mode == ProcessorMode::Translate;
+        let translate = config.processor_mode != ProcessorMode::Interpret;
         if translate && !processor::translator_supported() {
             tracing::warn!("this host lacks BMI2 or FSGSBASE: guest code is interpreted");
         }

@@ -34,6 +34,8 @@ pub enum VpStop {
     Crash(Box<CrashReport>),
     /// The hypervisor told something that this stack does not know.
     Unexpected(String),
+    /// Translator and interpreter differ: the report, of many lines.
+    Difference(String),
 }
 
 /// One virtual processor of a [`Partition`].
@@ -85,6 +87,12 @@ impl VirtualProcessor {
     /// Guest instructions retired so far.
     pub fn retired(&self) -> u64 {
         self.cpu.0.retired()
+    }
+
+    /// In check mode: steps that were compared, and differences that were
+    /// laid to a device's write at the same time.
+    pub fn checked(&self) -> Option<(u64, u64)> {
+        self.cpu.0.checked()
     }
 
     fn winhv(&mut self) -> WinHv<Lent<'_>> {
@@ -152,7 +160,12 @@ impl VirtualProcessor {
                             return VpStop::Unexpected(error.to_string());
                         }
                     }
-                    Outcome::TripleFault { rip } => return self.triple_fault(rip),
+                    Outcome::TripleFault { rip } => {
+                        if let Some(difference) = self.cpu.0.difference() {
+                            return VpStop::Difference(difference.to_owned());
+                        }
+                        return self.triple_fault(rip);
+                    }
                     Outcome::Unknown(kind) => {
                         return VpStop::Unexpected(format!("intercept {:#x}", kind.0));
                     }

@@ -159,6 +159,11 @@ impl VmConfig {
                 "the number of processors must be between 1 and 16",
             ));
         }
+        if self.processor_mode == ProcessorMode::Check && self.processors > 1 {
+            return Err(VmError::Invalid(
+                "--processor-mode check compares one processor; give --processors 1",
+            ));
+        }
         self.control.as_deref().map_or(Ok(()), check_control_path)
     }
 
@@ -350,6 +355,10 @@ pub enum VmError {
     /// A part of the VM failed.
     #[error("{0}")]
     Vm(String),
+    /// A checked processor has found a difference between translator and
+    /// interpreter: the report, of many lines.
+    #[error("{0}")]
+    Difference(String),
 }
 
 /// An operating system error without its number, which says nothing to most people.

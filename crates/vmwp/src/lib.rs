@@ -51,6 +51,7 @@ pub fn run(mut config: VmConfig) -> Result<VmExit, VmError> {
         match machine::run_once(&config, &plan, &console, &disks, &point)? {
             End::Exit(exit) => return Ok(exit),
             End::Failed(what) => return Err(VmError::Vm(what)),
+            End::Difference(report) => return Err(VmError::Difference(report)),
             End::Reset if config.no_reboot => return Ok(VmExit::Reset),
             End::Reset => point.count_reset(),
         }

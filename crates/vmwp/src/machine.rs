@@ -46,6 +46,8 @@ pub(crate) enum End {
     Reset,
     /// Partita cannot go on.
     Failed(String),
+    /// A checked processor has found a difference.
+    Difference(String),
 }
 
 /// The first reason to end wins.
@@ -320,12 +322,16 @@ fn run_processor(mut processor: VirtualProcessor, devices: &Devices) {
             let report = crash_report(&crash);
             devices.finish(End::Exit(VmExit::Crashed { report }));
         }
+        VpStop::Difference(report) => devices.finish(End::Difference(report)),
         VpStop::Unexpected(what) => {
             devices.finish(End::Failed(format!(
                 "processor {} stopped: {what}",
                 processor.index()
             )));
         }
+    }
+    if let Some((steps, excused)) = processor.checked() {
+        tracing::info!(steps, excused, "translator and interpreter compared");
     }
     tracing::debug!(
         vp = processor.index(),

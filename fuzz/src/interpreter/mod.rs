@@ -10,6 +10,7 @@
 mod arena;
 pub mod layout;
 mod mode;
+pub mod translated;
 
 pub use mode::{Mode, option};
 

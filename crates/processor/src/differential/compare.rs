@@ -5,9 +5,10 @@ use super::handlers::{FRAME_FLAGS, INTERRUPT};
 use super::machine::*;
 use super::program::{Between, Piece, Program};
 use super::watch::Watch;
+use crate::check::Record;
 use crate::vp::Event;
 use crate::{Completion, Exit, ProcessorMode, Vp, reg, rflags, seg};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
@@ -83,7 +84,12 @@ impl Pair {
             let before = self.interpreter.vp.retired();
             self.boundaries.clear();
             let seen = program.requests.then_some(&mut self.boundaries);
+            // Code that overwrote itself may ask for random numbers.
+            self.interpreter.vp.record = Record::Keep(VecDeque::new()).into();
             let expected = run(&mut self.interpreter, watch, seen, &self.hasher);
+            if let Record::Keep(values) = self.interpreter.vp.record.take() {
+                self.translator.vp.record = Record::Play(values).into();
+            }
             if expected.hung {
                 return Verdict::Useless;
             }

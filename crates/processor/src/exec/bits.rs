@@ -210,7 +210,16 @@ fn rdseed(vp: &mut Vp, op: &Op) -> Step {
 }
 
 fn random(vp: &mut Vp, op: &Op, seed: bool) -> Step {
-    let value = arith::random(seed);
+    let ready = vp
+        .record
+        .borrow_mut()
+        .value(|| u64::from(arith::random(seed).is_some()))
+        != 0;
+    let value = ready.then(|| {
+        vp.record
+            .borrow_mut()
+            .value(|| arith::random(seed).unwrap_or(0))
+    });
     vp.set_gpr(op.size, op.dst, value.unwrap_or(0));
     vp.state.arith = ArithFlags::from_bits(u64::from(value.is_some()));
     Ok(())

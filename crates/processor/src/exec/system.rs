@@ -22,7 +22,8 @@ impl Vp {
 
     /// The guest's time-stamp counter.
     pub(crate) fn guest_tsc(&self) -> u64 {
-        host::tsc().wrapping_add(self.state.tsc_offset)
+        let now = self.record.borrow_mut().value(host::tsc);
+        now.wrapping_add(self.state.tsc_offset)
     }
 
     /// EDX:EAX, zero-extended.

@@ -268,7 +268,9 @@ impl Oracle {
             .normalized(mode);
         let (native, guest) = match self.mode {
             ProcessorMode::Interpret => (native, guest),
-            ProcessorMode::Translate => (native.without_dead_flags(), guest.without_dead_flags()),
+            ProcessorMode::Translate | ProcessorMode::Check => {
+                (native.without_dead_flags(), guest.without_dead_flags())
+            }
         };
         let memory = self.memory_difference();
         if memory.is_none() && (native == guest || offset_checked(case, mode, &native, &guest)) {

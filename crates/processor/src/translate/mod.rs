@@ -457,6 +457,9 @@ impl Vp {
         let enter = translator.stubs.enter;
         self.link.this = self;
         self.go_inside();
+        if self.short_turn {
+            self.peer.requests.look();
+        }
         let old = swap_gs(self.link.this as u64);
         // SAFETY: `enter` is the stub of that signature, `code` a region of
         // the same area, and nothing of the area is overwritten while code
