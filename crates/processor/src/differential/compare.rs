@@ -4,7 +4,7 @@ use super::assemble::{Assembled, assemble};
 use super::handlers::{FRAME_FLAGS, INTERRUPT};
 use super::machine::*;
 use super::program::{Between, Piece, Program};
-use super::watch::Watch;
+use super::watch::{INTERPRETED, TRANSLATED, Watch};
 use crate::check::Record;
 use crate::vp::Event;
 use crate::{Completion, Exit, ProcessorMode, Vp, reg, rflags, seg};
@@ -202,7 +202,12 @@ fn run(
     hasher: &RandomState,
 ) -> End {
     let mut exits = Vec::new();
-    watch.start(machine.vp.requests());
+    let limit = if machine.vp.translates() {
+        TRANSLATED
+    } else {
+        INTERPRETED
+    };
+    watch.start(machine.vp.requests(), limit);
     let hung = loop {
         let exit = match &mut seen {
             None => machine.vp.run(),
@@ -242,7 +247,7 @@ fn run_interrupted(
 ) -> End {
     let mut exits = Vec::new();
     let mut unknown = None;
-    watch.start(machine.vp.requests());
+    watch.start(machine.vp.requests(), TRANSLATED);
     let kicker = watch.kick(machine.vp.requests());
     let hung = loop {
         let exit = machine.vp.run();

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// No program takes longer.
-const LIMIT: Duration = Duration::from_secs(2);
+/// Programs that take longer than this interpreted are not compared.
+pub(super) const INTERPRETED: Duration = Duration::from_secs(2);
+/// Code that overwrites itself all the time may take longer translated.
+pub(super) const TRANSLATED: Duration = Duration::from_secs(40);
 
 #[derive(Default)]
 struct Shared {
@@ -33,8 +35,8 @@ impl Watch {
                     .running
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                if let Some((since, requests)) = &*running
-                    && since.elapsed() > LIMIT
+                if let Some((end, requests)) = &*running
+                    && Instant::now() > *end
                 {
                     for_thread.expired.store(true, Ordering::SeqCst);
                     requests.kick();
@@ -57,9 +59,9 @@ impl Watch {
         self.shared.expired.store(false, Ordering::SeqCst);
     }
 
-    /// A program starts.
-    pub(super) fn start(&self, requests: Requests) {
-        self.set(Some((Instant::now(), requests)));
+    /// A program starts that may take so long.
+    pub(super) fn start(&self, requests: Requests, limit: Duration) {
+        self.set(Some((Instant::now() + limit, requests)));
     }
 
     /// It has ended.
