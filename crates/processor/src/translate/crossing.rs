@@ -10,6 +10,7 @@ use crate::Vp;
 use crate::block::MAX_CODE;
 use crate::decode::MAX_LENGTH;
 use crate::mmu::{PAGE_MASK, canonical};
+use crate::vp::ProcessorMode;
 
 /// The page that a region runs on into.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +123,7 @@ impl Vp {
             stubs: translator.stubs,
             user,
             hot_after: self.hot,
+            recorded: self.config.mode == ProcessorMode::Check,
             nothing: self.link.no_stack_page,
         };
         let tier = match want {

@@ -165,6 +165,8 @@ pub(super) struct Context<'a> {
     pub user: bool,
     /// Entries of a counted region before it is hot.
     pub hot_after: u64,
+    /// Values from outside are recorded: the handlers fetch them.
+    pub recorded: bool,
     /// The negated page of empty cells.
     pub nothing: u64,
 }

@@ -131,6 +131,8 @@ impl Emitter<'_> {
             M::Cld => self.change_flag(rflags::DF, false, live),
             M::Std => self.change_flag(rflags::DF, true, live),
             M::Pushfq => self.push_flags(item),
+            // What check mode compares must read the same time.
+            M::Rdtsc | M::Rdtscp if self.context.recorded => return None,
             M::Rdtsc | M::Rdtscp => self.time_stamp(item),
             M::Push => return self.push_memory(item),
             M::Bt | M::Bts | M::Btr | M::Btc => return self.bit_in_memory(item),
