@@ -21,6 +21,7 @@ pub(super) mod host {
 
 /// Condition codes, as encoded.
 pub(super) mod cc {
+    pub(in super::super) const B: u8 = 2;
     pub(in super::super) const AE: u8 = 3;
     pub(in super::super) const E: u8 = 4;
     pub(in super::super) const NE: u8 = 5;

@@ -369,19 +369,22 @@ impl Emitter<'_> {
         true
     }
 
+    /// Nothing in a loop up to item `end`, a branch, can lead elsewhere and back.
+    pub(super) fn loop_is_simple(&self, end: usize) -> bool {
+        self.hot
+            .as_ref()
+            .is_some_and(|hot| hot.effects[..end].iter().all(|effects| !effects.barrier))
+    }
+
     /// Emits the checks of what a loop accesses off registers that it does not
     /// change. False when room runs out.
-    pub(super) fn check_loop(&mut self, items: &[Item]) -> bool {
+    pub(super) fn check_loop(&mut self, items: &[Item], end: usize) -> bool {
         let Some(hot) = &self.hot else { return true };
-        let inside = items.len() - 1;
-        if hot.effects[..inside].iter().any(|effects| effects.barrier) {
-            return true;
-        }
         let rsp = 1u16 << reg::RSP;
-        let written = hot.effects.iter().fold(0, |all, effects| {
+        let written = hot.effects[..=end].iter().fold(0, |all, effects| {
             all | effects.written | if effects.stack != 0 { rsp } else { 0 }
         });
-        for number in 0..items.len() {
+        for number in 0..end {
             let Some(hot) = &mut self.hot else { break };
             if let Some(own) = hot.effects[number].access
                 && !depends(&parts(&own.address), written)
@@ -425,6 +428,7 @@ impl Emitter<'_> {
         };
         self.forget_scratch();
         let place = self.context.area.cell_address(cell);
+        self.note_return(None, Some(cell));
         self.context.numbered.checks.push(Check {
             before: before.op,
             of: wanted.of,
@@ -440,7 +444,7 @@ impl Emitter<'_> {
             falls: 0,
             since: 0,
         });
-        match address.simple() {
+        match self.simple(&address) {
             Some((base, disp)) => {
                 self.asm.load(S2, Mem::Near(place));
                 let index = Some((S2, 0));
@@ -457,9 +461,10 @@ impl Emitter<'_> {
         self.asm.with_memory(&[], true, &[0x3b], S2, limit, &[]);
         let miss = self.asm.jump_if(cc::A);
         let back = self.asm.here();
-        self.cold.push(Cold::Check(miss, back, cell));
+        self.push_cold(Cold::Check(miss, back, cell));
+        let simple = self.simple(&address).is_some();
         if let Some(hot) = &mut self.hot {
-            if address.simple().is_none() {
+            if !simple {
                 hot.s0 = Some((wanted.parts, wanted.from));
             }
             hot.open.push(Open {
@@ -487,10 +492,14 @@ impl Emitter<'_> {
         let stub = self.context.stubs.refill[user][usize::from(write)];
         let call = self.asm.call();
         self.asm.bind_to(call, stub);
-        if address.simple().is_none() {
+        let missed = self.asm.jump_if(cc::B);
+        if self.simple(&address).is_none() {
             self.address(&address, 0, S0, S1);
         }
         self.asm.jump_to(back);
+        self.asm.bind(missed);
+        self.put_back();
+        self.asm.jump_to(self.context.stubs.missed);
     }
 
     /// The operand of an access that has been checked; `None` for others.
@@ -511,8 +520,8 @@ impl Emitter<'_> {
             self.check_alignment(access, op);
         }
         let place = self.context.area.cell_address(cell);
+        let simple = self.simple(&access.address);
         let hot = self.hot.as_mut()?;
-        let simple = access.address.simple();
         let known = hot.s0.filter(|(of, _)| *of == parts);
         let (base, disp) = match (simple, known) {
             (Some((base, disp)), _) => (base, disp),
@@ -543,7 +552,7 @@ impl Emitter<'_> {
         // TEST R15B, aligned
         self.asm.raw(&[0x41, 0xf6, 0xc7, access.aligned]);
         let miss = self.asm.jump_if(cc::NE);
-        self.cold.push(Cold::Access(miss, site));
+        self.push_cold(Cold::Access(miss, site));
     }
 }
 

@@ -9,7 +9,7 @@
 use super::asm::{Mem, at, cc, host};
 use super::emit::{Access, Address, Cold, Emitter};
 use super::flow::Item;
-use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, element, field, register};
+use super::layout::{GUEST_RSP, S0, S1, S2, element, field, register};
 use super::links::{Edge, Way};
 use super::units::Units;
 use crate::mmu::canonical;
@@ -94,17 +94,20 @@ impl Emitter<'_> {
         }
         if target < self.behind(item) {
             let skip = self.asm.jump_if(condition ^ 1);
-            self.go_to(target, self.behind(item))?;
+            let behind = self.behind(item);
+            self.while_put_back(|emitter| emitter.go_to(target, behind))?;
             self.asm.bind(skip);
             return Some(());
         }
         let edge = self.edge(target)?;
         let fix = self.asm.jump_if(condition);
-        if self.same_page(target) {
+        if self.swaps.now && self.same_page(target) {
+            self.push_cold(Cold::SwapEdge(fix, edge));
+        } else if self.same_page(target) {
             self.context.numbered.edges[edge as usize].way = Way::Patch(self.asm.address(fix));
-            self.cold.push(Cold::Edge(vec![fix], edge));
+            self.push_cold(Cold::Edge(vec![fix], edge));
         } else {
-            self.cold.push(Cold::Slot(vec![fix], edge));
+            self.push_cold(Cold::Slot(vec![fix], edge));
         }
         Some(())
     }
@@ -133,7 +136,7 @@ impl Emitter<'_> {
             self.short(request);
             ways_out.push(self.asm.jump());
         }
-        self.cold.push(if self.same_page(target) {
+        self.push_cold(if self.same_page(target) {
             Cold::Edge(ways_out, edge)
         } else {
             Cold::SlotOut(ways_out, edge)
@@ -149,7 +152,7 @@ impl Emitter<'_> {
         self.asm
             .with_memory(&[], false, &[0x83], 7, at(S0, 0), &[0]);
         let request = self.asm.jump_if(cc::E);
-        self.cold.push(Cold::Edge(vec![request], edge));
+        self.push_cold(Cold::Edge(vec![request], edge));
         Some(())
     }
 
@@ -192,7 +195,7 @@ impl Emitter<'_> {
         }
         self.landing(full, request, &mut ways_out);
         ways_out.extend(call);
-        self.cold.push(if slot.is_none() {
+        self.push_cold(if slot.is_none() {
             Cold::Edge(ways_out, edge)
         } else {
             Cold::SlotOut(ways_out, edge)
@@ -351,7 +354,7 @@ impl Emitter<'_> {
         let miss = a.jump();
         self.short(found);
         let site = self.site(&item.op, None);
-        self.cold.push(Cold::Handle(miss, site));
+        self.push_cold(Cold::Handle(miss, site));
     }
 
     fn indirect(&mut self, item: &Item) -> Option<Behind> {
@@ -363,7 +366,7 @@ impl Emitter<'_> {
         match instruction.op0_kind() {
             OpKind::Register => {
                 let guest = instruction.op0_register().full_register().number();
-                match PLACES[guest] {
+                match self.place(guest) {
                     Some(place) => self.asm.copy(S2, place),
                     None => self.asm.load(S2, register(guest)),
                 }
@@ -452,7 +455,7 @@ impl Emitter<'_> {
             S2
         } else {
             let guest = instruction.op0_register().full_register().number();
-            match PLACES[guest] {
+            match self.place(guest) {
                 Some(place) => place,
                 None => {
                     self.asm.load(S2, register(guest));
@@ -480,13 +483,13 @@ impl Emitter<'_> {
                 &[0x83, 0xf9, 1]
             });
             let special = a.jump_if(cc::BE);
-            self.cold.push(Cold::Handle(other, site));
-            self.cold.push(Cold::Handle(special, site));
+            self.push_cold(Cold::Handle(other, site));
+            self.push_cold(Cold::Handle(special, site));
         } else {
             // The quotient fits if the upper half is below the divisor.
             a.with_registers(wide, &[0x3b], host::RDX, divisor);
             let other = a.jump_if(cc::AE);
-            self.cold.push(Cold::Handle(other, site));
+            self.push_cold(Cold::Handle(other, site));
         }
         let extension = if signed { 7 } else { 6 };
         self.asm.with_registers(wide, &[0xf7], extension, divisor);

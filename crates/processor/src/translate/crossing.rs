@@ -41,8 +41,7 @@ impl Emitter<'_> {
             user: self.context.user,
             way: Way::Gate(gate),
         });
-        self.cold
-            .push(super::emit::Cold::SlotOut(Vec::new(), number));
+        self.push_cold(super::emit::Cold::SlotOut(Vec::new(), number));
         Some(())
     }
 }

@@ -4,9 +4,10 @@ use super::area::Area;
 use super::checks::{Check, Hot};
 use super::asm::{Asm, Fix, Mem, ShortFix, at, cc};
 use super::flow::Item;
-use super::layout::{GUEST_RSP, PLACES, S0, S1, S2, field, register, segment_base};
+use super::layout::{GUEST_RSP, S0, S1, S2, field, register, segment_base};
 use super::links::{Edge, Way};
 use super::stubs::Stubs;
+use super::swap::Swaps;
 use super::tlb::STORES;
 use super::units::{Unit, Units};
 use crate::op::Op;
@@ -70,15 +71,6 @@ impl Address {
         })
     }
 
-    /// Base register and displacement, if that is all and the register is in
-    /// a host register.
-    pub(super) fn simple(&self) -> Option<(u8, i32)> {
-        if self.index.is_some() || self.segment.is_some() {
-            return None;
-        }
-        let base = PLACES[usize::from(self.base?) & 15]?;
-        Some((base, i32::try_from(self.displacement).ok()?))
-    }
 }
 
 /// A place where Rust is called: what it needs to do the instruction's work.
@@ -142,6 +134,8 @@ pub(super) enum Cold {
     Unit(Fix, u32, Unit),
     /// An edge's way out.
     Edge(Vec<Fix>, u32),
+    /// The same out of a loop that has exchanged registers.
+    SwapEdge(Fix, u32),
     /// A jump through an edge's slot, and its way out.
     Slot(Vec<Fix>, u32),
     /// The way out of an edge with a slot.
@@ -175,7 +169,9 @@ pub(super) struct Context<'a> {
 pub(super) struct Emitter<'a> {
     pub asm: Asm,
     pub context: Context<'a>,
-    pub cold: Vec<Cold>,
+    pub cold: Vec<(bool, Cold)>,
+    /// Registers that have changed places.
+    pub swaps: Swaps,
     /// Linear address of the region.
     pub start: u64,
     /// Where the region's code starts.
@@ -188,6 +184,8 @@ pub(super) struct Emitter<'a> {
     pub hot: Option<Hot>,
     /// Where backward branches to the region's start lead, if not to its entry.
     pub head: Option<u64>,
+    /// The last item of the loop that has exchanged registers.
+    pub loop_end: Option<usize>,
     /// What is known to be in place.
     pub held: Units,
     /// See [`Site::pointer`].
@@ -210,6 +208,7 @@ impl<'a> Emitter<'a> {
             asm: Asm::new(base),
             context,
             cold: Vec::new(),
+            swaps: Swaps::default(),
             start,
             entry: base,
             info: InstructionInfoFactory::new(),
@@ -217,6 +216,7 @@ impl<'a> Emitter<'a> {
             own_loop: true,
             hot: None,
             head: None,
+            loop_end: None,
             held: Units::NONE,
             pointer: 0,
         }
@@ -237,6 +237,7 @@ impl<'a> Emitter<'a> {
         self.asm.truncate(mark.at);
         self.cold.truncate(mark.cold);
         self.context.numbered.sites.truncate(mark.sites);
+        self.swaps.forget_sites(mark.sites);
         self.held = mark.held;
         self.pointer = mark.pointer;
         self.forget_scratch();
@@ -256,6 +257,7 @@ impl<'a> Emitter<'a> {
             held: self.held,
             pointer: self.pointer,
         });
+        self.note_return(Some(number), None);
         number
     }
 
@@ -279,25 +281,39 @@ impl<'a> Emitter<'a> {
     }
 
     fn leave_to(&mut self, number: u32, stub: u64) {
+        self.put_back();
         self.asm.constant(S1, u64::from(number));
         self.asm.jump_to(stub);
     }
 
     // ---- addresses ---------------------------------------------------------
 
+    /// Base register and displacement, if that is all and the register is in
+    /// a host register.
+    pub(super) fn simple(&self, address: &Address) -> Option<(u8, i32)> {
+        if address.index.is_some() || address.segment.is_some() {
+            return None;
+        }
+        let base = self.place(usize::from(address.base?) & 15)?;
+        Some((base, i32::try_from(address.displacement).ok()?))
+    }
+
     /// Computes an address, and `extra` to it. `temporary` may be overwritten;
     /// flags stay.
     pub(super) fn address(&mut self, address: &Address, extra: i64, to: u8, temporary: u8) {
+        let places = |guest: Option<u8>| guest.and_then(|guest| self.place(usize::from(guest)));
+        let base_place = places(address.base);
+        let index_place = places(address.index.map(|(index, _)| index));
         let a = &mut self.asm;
         let displacement = address.displacement.wrapping_add(extra);
         let base = address.base.map(|base| {
-            PLACES[usize::from(base)].unwrap_or_else(|| {
+            base_place.unwrap_or_else(|| {
                 a.load(to, register(usize::from(base)));
                 to
             })
         });
         let index = address.index.map(|(index, scale)| {
-            let place = PLACES[usize::from(index)].unwrap_or_else(|| {
+            let place = index_place.unwrap_or_else(|| {
                 a.load(temporary, register(usize::from(index)));
                 temporary
             });
@@ -363,7 +379,7 @@ impl<'a> Emitter<'a> {
         };
         let site = self.site(op, Some(missed));
         let half = if access.write { STORES } else { 0 };
-        if let Some((GUEST_RSP, disp)) = access.address.simple()
+        if let Some((GUEST_RSP, disp)) = self.simple(&access.address)
             && access.size <= 8
             && access.aligned == 0
         {
@@ -386,13 +402,13 @@ impl<'a> Emitter<'a> {
         a.add_registers(S2, S0);
         a.compare(S2, 4096 - access.size as i32);
         let miss = a.jump_if(cc::A);
-        self.cold.push(Cold::Access(miss, site));
+        self.push_cold(Cold::Access(miss, site));
         let a = &mut self.asm;
         if access.aligned != 0 {
             // TEST R15B, mask
             a.raw(&[0x41, 0xf6, 0xc7, access.aligned]);
             let miss = a.jump_if(cc::NE);
-            self.cold.push(Cold::Access(miss, site));
+            self.push_cold(Cold::Access(miss, site));
         }
         self.asm.load(S1, at(S1, half + 8));
         Mem::At {
@@ -437,10 +453,10 @@ impl<'a> Emitter<'a> {
         }
         let hit = a.jump_if_rcx_zero();
         let miss = a.jump();
-        self.cold.push(Cold::Access(miss, site));
+        self.push_cold(Cold::Access(miss, site));
         self.short(hit);
         self.asm.load(S1, at(S1, half + 8));
-        if let Some((base, disp)) = access.address.simple() {
+        if let Some((base, disp)) = self.simple(&access.address) {
             return Mem::At {
                 base,
                 index: Some((S1, 0)),
@@ -493,7 +509,7 @@ impl<'a> Emitter<'a> {
         };
         self.asm.load(S1, field!(stack_addend));
         let back = self.asm.here();
-        self.cold.push(Cold::Stack(miss, back, *access, site));
+        self.push_cold(Cold::Stack(miss, back, *access, site));
         Mem::At {
             base,
             index: Some((S1, 0)),
@@ -583,7 +599,8 @@ impl<'a> Emitter<'a> {
 
     /// Emits what is out of the way. False when slots or room run out.
     pub(super) fn finish(&mut self) -> bool {
-        for cold in std::mem::take(&mut self.cold) {
+        for (swapped, cold) in std::mem::take(&mut self.cold) {
+            self.swaps.now = swapped;
             match cold {
                 Cold::Access(fix, site) => {
                     self.asm.bind(fix);
@@ -621,10 +638,20 @@ impl<'a> Emitter<'a> {
                     }
                     self.leave_to(edge, self.context.stubs.edge);
                 }
+                Cold::SwapEdge(fix, edge) => {
+                    self.asm.bind(fix);
+                    self.end_swaps();
+                    let fix = self.asm.jump();
+                    self.asm.bind(fix);
+                    let at = self.asm.address(fix);
+                    self.context.numbered.edges[edge as usize].way = Way::Patch(at);
+                    self.leave_to(edge, self.context.stubs.edge);
+                }
                 Cold::Slot(fixes, edge) => {
                     for fix in fixes {
                         self.asm.bind(fix);
                     }
+                    self.end_swaps();
                     if let Way::Slot(slot, _) = self.context.numbered.edges[edge as usize].way {
                         self.asm.jump_through(Mem::Near(slot));
                     }
@@ -638,6 +665,7 @@ impl<'a> Emitter<'a> {
                 }
             }
         }
+        self.finish_swaps();
         self.context.area.place(self.asm.bytes())
     }
 }

@@ -4,7 +4,7 @@
 use super::asm::Mem;
 use super::emit::{Access, Address, Emitter};
 use super::flow::Item;
-use super::layout::{GUEST_RCX, PLACES, S0, S1, S2, register};
+use super::layout::{GUEST_RCX, S0, S1, S2, register};
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 /// The general register `number` of the host at the size of `like`; byte
@@ -330,12 +330,12 @@ impl Emitter<'_> {
             let access = accesses[i as usize];
             if is_high_byte(name) {
                 // Encodes without REX only, and RCX has no high byte here.
-                if PLACES[guest] != Some(guest as u8) {
+                if self.place(guest) != Some(guest as u8) {
                     return None;
                 }
                 continue;
             }
-            if let Some(place) = PLACES[guest] {
+            if let Some(place) = self.place(guest) {
                 instruction.set_op_register(i, host_register(name, place));
                 continue;
             }
@@ -379,7 +379,7 @@ impl Emitter<'_> {
         self.forget_scratch();
         let narrow = to.size() == 4 || short_address(instruction);
         self.address(&address, 0, S0, S1);
-        let host = PLACES[guest];
+        let host = self.place(guest);
         if narrow {
             // MOV r32, r32 cuts.
             self.asm

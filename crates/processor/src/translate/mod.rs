@@ -59,6 +59,7 @@ mod runtime;
 mod stack;
 mod strings;
 mod stubs;
+mod swap;
 mod system;
 #[cfg(test)]
 mod system_tests;

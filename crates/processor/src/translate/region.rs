@@ -11,6 +11,7 @@ use super::crossing::Second;
 use super::emit::{Cold, Context, Emitter};
 use super::flow::{Item, liveness};
 use super::layout::S0;
+use super::units::Unit;
 use super::{compare_strings, control::Behind, generic, strings, system, vector, x87};
 use crate::decode::Decoder;
 use iced_x86::{FlowControl, Mnemonic};
@@ -138,6 +139,9 @@ pub(super) fn emit(
             emitter.forget_scratch();
         }
         emitter.checked_behind(number);
+        if emitter.loop_end == Some(number) {
+            emitter.end_swaps();
+        }
         match behind {
             Behind::Next => {}
             Behind::Nothing => {
@@ -155,6 +159,15 @@ pub(super) fn emit(
     emitter.finish().then_some(entry)
 }
 
+/// The unit that an instruction runs on.
+fn unit(item: &Item) -> Option<Unit> {
+    match kind(item) {
+        Kind::Vector => Some(vector::unit(&item.instruction)),
+        Kind::X87 => Some(Unit::X87),
+        _ => None,
+    }
+}
+
 impl Emitter<'_> {
     /// Counts an entry. What comes first has more than five bytes, so that it
     /// can be made a jump.
@@ -164,7 +177,7 @@ impl Emitter<'_> {
         let enough = self.asm.here();
         let site = self.site(&first.op, None);
         let fix = self.asm.jump();
-        self.cold.push(Cold::Promote(fix, site));
+        self.push_cold(Cold::Promote(fix, site));
         self.entry = self.asm.here();
         let counter = Mem::Near(counter);
         self.asm.load(S0, counter);
@@ -178,18 +191,28 @@ impl Emitter<'_> {
         self.hot = Some(Hot::new(items, self.start, notes));
         // NOP of five bytes, which can be made a jump.
         self.asm.raw(&[0x0f, 0x1f, 0x44, 0, 0]);
-        let last = items.len() - 1;
-        let loops = items.iter().enumerate().any(|(number, item)| {
+        let back = |item: &Item| {
             let instruction = &item.instruction;
-            let jump = instruction.is_jcc_short_or_near()
-                || number == last && instruction.is_jmp_short_or_near();
+            let jump = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near();
             jump && instruction.near_branch_target() == 0
-        });
-        if !loops || items[0].live != 0 {
+        };
+        let Some(end) = items.iter().rposition(back) else {
+            return Some(());
+        };
+        if items[0].live != 0 {
             return Some(());
         }
-        if !self.check_loop(items) {
-            return None;
+        if self.loop_is_simple(end) {
+            for item in &items[..end] {
+                if let Some(unit) = unit(item) {
+                    self.want(&items[0], unit);
+                }
+            }
+            self.begin_swaps(&items[..=end]);
+            self.loop_end = Some(end);
+            if !self.check_loop(items, end) {
+                return None;
+            }
         }
         self.head = Some(self.asm.here());
         self.look_for_requests_at_head()

@@ -3,7 +3,7 @@
 use super::asm::at;
 use super::emit::{Access, Address, Emitter};
 use super::flow::Item;
-use super::layout::{GUEST_RSP, PLACES, S2, register};
+use super::layout::{GUEST_RSP, S2, register};
 use crate::state::reg;
 use iced_x86::{Mnemonic, OpKind};
 
@@ -18,10 +18,7 @@ impl Emitter<'_> {
         let done = match item.instruction.mnemonic() {
             Mnemonic::Push => self.push(item),
             Mnemonic::Pop => self.pop(item),
-            Mnemonic::Leave => {
-                self.leave(item);
-                Some(())
-            }
+            Mnemonic::Leave => self.leave(item),
             _ => None,
         };
         if done.is_some() {
@@ -58,7 +55,7 @@ impl Emitter<'_> {
                 }
                 let guest = instruction.op0_register().number();
                 let mem = self.stack_access(item, reg::RSP, -8, true);
-                let from = PLACES[guest].unwrap_or_else(|| {
+                let from = self.place(guest).unwrap_or_else(|| {
                     self.asm.load(S2, register(guest));
                     S2
                 });
@@ -83,7 +80,7 @@ impl Emitter<'_> {
         }
         let guest = name.number();
         let mem = self.stack_access(item, reg::RSP, 0, false);
-        match PLACES[guest] {
+        match self.place(guest) {
             Some(place) => self.asm.load(place, mem),
             None => {
                 self.asm.load(S2, mem);
@@ -96,12 +93,12 @@ impl Emitter<'_> {
         Some(())
     }
 
-    fn leave(&mut self, item: &Item) {
+    fn leave(&mut self, item: &Item) -> Option<()> {
+        let frame = self.place(reg::RBP)?;
         let mem = self.stack_access(item, reg::RBP, 0, false);
         self.asm.load(S2, mem);
-        if let Some(frame) = PLACES[reg::RBP] {
-            self.asm.lea(GUEST_RSP, at(frame, 8));
-            self.asm.copy(frame, S2);
-        }
+        self.asm.lea(GUEST_RSP, at(frame, 8));
+        self.asm.copy(frame, S2);
+        Some(())
     }
 }

@@ -85,7 +85,7 @@ impl Emitter<'_> {
         }
         let good = a.jump_if_rcx_zero();
         let other = self.asm.jump();
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         self.short(good);
     }
 
@@ -111,7 +111,7 @@ impl Emitter<'_> {
         a.extract(S0, S0, field!(page_mask));
         let inside = a.jump_if_rcx_zero();
         let other = a.jump();
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         self.short(inside);
     }
 

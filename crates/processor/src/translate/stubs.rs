@@ -24,8 +24,10 @@ pub(super) struct Stubs {
     pub promote: u64,
     /// Fill the cell at [`S1`] for the linear address in [`S0`], for
     /// supervisor's and user's code, and for loads and stores. Uses all scratch
-    /// registers and the flags.
+    /// registers and the flags but [`S1`]; CF tells that there is none.
     pub refill: [[u64; 2]; 2],
+    /// Calls [`super::refill::refill`] with the cell at [`S1`].
+    pub missed: u64,
     /// Calls [`runtime::x87`] with the number in [`S1`].
     pub x87: u64,
     /// Calls [`runtime::upper`] with the number in [`S1`].
@@ -92,10 +94,13 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
     stubs.promote = a.here();
     a.constant(S2, refill::promote as *const () as u64);
     a.jump_to(call);
+    stubs.missed = a.here();
+    a.constant(S2, refill::refill as *const () as u64);
+    a.jump_to(call);
     for user in [false, true] {
         for write in [false, true] {
             stubs.refill[usize::from(user)][usize::from(write)] = a.here();
-            emit_refill(&mut a, user, write, call);
+            emit_refill(&mut a, user, write);
         }
     }
     stubs.x87 = a.here();
@@ -112,7 +117,7 @@ pub(super) fn emit(area: &mut Area) -> Option<Stubs> {
 }
 
 /// Finds a cell's translation in the table in use.
-fn emit_refill(a: &mut Asm, user: bool, write: bool, call: u64) {
+fn emit_refill(a: &mut Asm, user: bool, write: bool) {
     let half = if write { STORES } else { 0 };
     a.copy(S2, S0);
     // SHR R15, 8; AND R15D, index: 16 bytes for each page.
@@ -156,7 +161,8 @@ fn emit_refill(a: &mut Asm, user: bool, write: bool, call: u64) {
     a.lea(S0, at(S0, 8));
     a.store(log, S0);
     a.bind(logged);
-    a.raw(&[0xc3]);
+    // CLC
+    a.raw(&[0xf8, 0xc3]);
     // Only for this once: what the cell held goes with another addend.
     for fix in unfit {
         a.bind(fix);
@@ -166,14 +172,12 @@ fn emit_refill(a: &mut Asm, user: bool, write: bool, call: u64) {
     // MOV limit, 0
     let limit = at(S1, cells::LIMIT as i32);
     a.with_memory(&[], true, &[0xc7], 0, limit, &[0; 4]);
-    a.raw(&[0xc3]);
+    a.raw(&[0xf8, 0xc3]);
     for fix in [other, crosses, review] {
         a.bind(fix);
     }
-    // The return address is not needed.
-    a.lea(host::RSP, at(host::RSP, 8));
-    a.constant(S2, refill::refill as *const () as u64);
-    a.jump_to(call);
+    // STC
+    a.raw(&[0xf9, 0xc3]);
 }
 
 fn push(a: &mut Asm, register: u8) {

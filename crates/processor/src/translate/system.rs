@@ -12,7 +12,7 @@
 use super::asm::{Asm, Mem, cc, host};
 use super::emit::{Access, Address, Cold, Emitter};
 use super::flow::Item;
-use super::layout::{GUEST_RCX, GUEST_RSP, PLACES, S0, S1, S2, element, field, register};
+use super::layout::{GUEST_RCX, GUEST_RSP, S0, S1, S2, element, field, register};
 use super::layout::{segment_base, selector, state};
 use crate::Vp;
 use crate::mmu::Mmu;
@@ -288,7 +288,7 @@ impl Emitter<'_> {
         a.raw(&[0xf7, 0xc1]);
         a.raw(&(KEPT as u32).to_le_bytes());
         let other = a.jump_if(cc::NE);
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         let a = &mut self.asm;
         // MOV ECX, R15D; AND ECX, IF
         a.with_registers(false, &[0x8b], S0, S2);
@@ -339,7 +339,7 @@ impl Emitter<'_> {
         extract(a, S0, S0, S1);
         let clear = a.jump_if_rcx_zero();
         let set = a.jump();
-        self.cold.push(Cold::Handle(set, site));
+        self.push_cold(Cold::Handle(set, site));
         self.short(clear);
     }
 
@@ -350,7 +350,7 @@ impl Emitter<'_> {
         }
         let guest = to.full_register().number();
         let wide = to.is_gpr64();
-        match PLACES[guest] {
+        match self.place(guest) {
             Some(place) => self.asm.with_registers(wide, &[0x8b], place, S0),
             None => {
                 if !wide {
@@ -393,7 +393,7 @@ impl Emitter<'_> {
         let on = a.jump();
         self.short(off);
         let other = self.asm.jump();
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         self.asm.bind(on);
         self.asm
             .load(S0, segment_base(usize::from(item.op.aux) & 7));
@@ -418,8 +418,9 @@ impl Emitter<'_> {
         };
         let site = self.site(&item.op, None);
         let guest = number.full_register().number();
+        let place = self.place(guest);
         let a = &mut self.asm;
-        match PLACES[guest] {
+        match place {
             Some(place) => a.with_registers(wide, &[0x8b], S0, place),
             None => a.with_memory(&[], wide, &[0x8b], S0, register(guest), &[]),
         }
@@ -428,7 +429,7 @@ impl Emitter<'_> {
         extract(a, S0, S0, S1);
         let inside = a.jump_if_rcx_zero();
         let other = a.jump();
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         self.short(inside);
         let mem = self.probe(&access, &item.op);
         self.emit_with(item, Some(mem), false)

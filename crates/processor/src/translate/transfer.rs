@@ -100,7 +100,7 @@ impl Emitter<'_> {
         let on = self.asm.jump();
         self.short(not);
         let other = self.asm.jump();
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         self.asm.bind(on);
     }
 
@@ -145,7 +145,7 @@ impl Emitter<'_> {
         );
         let found = a.jump_if_rcx_zero();
         let miss = a.jump();
-        self.cold.push(Cold::Handle(miss, site));
+        self.push_cold(Cold::Handle(miss, site));
         self.short(found);
         self.asm.load(S1, at(S1, 8));
         self.asm.store(field!(target), S1);
@@ -230,7 +230,7 @@ impl Emitter<'_> {
         a.raw(&[0x41, 0xf7, 0xc7]);
         a.raw(&((rflags::TF | rflags::AC) as u32).to_le_bytes());
         let other = a.jump_if(cc::NE);
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         self.store_system_flags();
         self.copy_segment(seg::CS, part!(sysret, cs));
         self.copy_segment(seg::SS, part!(sysret, ss));

@@ -134,7 +134,7 @@ impl Emitter<'_> {
             self.upper_used(Fpu::UPPER_USED as u8);
         }
         self.held = self.held.with(unit);
-        self.cold.push(Cold::Unit(missing, site, unit));
+        self.push_cold(Cold::Unit(missing, site, unit));
     }
 
     /// Notes whether upper halves may differ from zero.

@@ -118,6 +118,16 @@ fn alignment(instruction: &Instruction) -> u8 {
     if aligned { size as u8 - 1 } else { 0 }
 }
 
+/// The unit that a vector instruction needs.
+pub(super) fn unit(instruction: &Instruction) -> Unit {
+    let vex = instruction.code().encoding() == EncodingKind::VEX;
+    match (is_sse(instruction), vex) {
+        (true, true) => Unit::Upper,
+        (true, false) => Unit::Vectors,
+        (false, _) => Unit::X87,
+    }
+}
+
 impl Emitter<'_> {
     /// Emits a vector instruction; false (with nothing emitted) where its form
     /// does not allow that.

@@ -205,7 +205,7 @@ impl Emitter<'_> {
         a.lea(S0, at(S0, -MASKS));
         let masked = a.jump_if_rcx_zero();
         let other = a.jump();
-        self.cold.push(Cold::Handle(other, site));
+        self.push_cold(Cold::Handle(other, site));
         self.short(masked);
         let (opcode, extension) = load.opcode;
         self.asm
