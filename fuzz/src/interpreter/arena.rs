@@ -75,6 +75,12 @@ impl Arena {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, length) };
     }
 
+    /// The words of a page.
+    pub fn words(self, page: usize) -> [u64; PAGE / 8] {
+        // SAFETY: a whole page of the arena, which can be read.
+        unsafe { self.page(page).cast::<[u64; PAGE / 8]>().read() }
+    }
+
     /// Sets all of memory but [`READ_ONLY_PAGE`].
     pub fn fill(self, image: &[[u8; PAGE]; PAGES]) {
         for (page, bytes) in image.iter().enumerate() {

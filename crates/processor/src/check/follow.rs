@@ -51,6 +51,7 @@ impl Checker {
     /// follows. False when it was excused or did not get there.
     pub(super) fn follow(&mut self, vp: &mut Vp, exit: Option<Exit>) -> bool {
         self.play(vp);
+        self.shadow.faulted = false;
         let before = self.shadow.state.clone();
         let wanted = match exit {
             Some(Exit::Kicked | Exit::InterruptWindow) => None,
@@ -141,7 +142,8 @@ impl Checker {
             return false;
         }
         let differing = vp.state.arith.bits() ^ shadow.state.arith.bits();
-        if differing != 0 && !flags::dead(shadow, differing) {
+        // An exception that was just delivered has the flags of its frame.
+        if differing != 0 && !shadow.faulted && !flags::dead(shadow, differing) {
             self.note_nearest(vp, nearest, Vec::new());
             return false;
         }
