@@ -158,7 +158,10 @@ pub(crate) struct Translator {
     /// The edge that was just left by.
     pending: Option<u32>,
     exit: Option<Exit>,
+    /// The next instructions are the handlers'.
     interpret: bool,
+    /// There was no code for RIP, or none that may be entered.
+    none: bool,
 }
 
 impl Translator {
@@ -190,6 +193,7 @@ impl Translator {
             pending: None,
             exit: None,
             interpret: false,
+            none: false,
         }))
     }
 
@@ -477,6 +481,9 @@ impl Vp {
         };
         if let Some(exit) = translator.exit.take() {
             return Ran::Exit(exit);
+        }
+        if std::mem::take(&mut translator.none) {
+            return Ran::Interpret;
         }
         if std::mem::take(&mut translator.interpret) {
             return Ran::Handlers;

@@ -167,7 +167,9 @@ impl Vp {
         }
         self.catch_up();
         let Some(code) = self.find_translated() else {
-            self.interpret_next();
+            if let Some(translator) = &mut self.translator {
+                translator.none = true;
+            }
             return 0;
         };
         if self.state.cpl != 3 {
