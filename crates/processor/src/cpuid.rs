@@ -9,6 +9,7 @@
 //! for whoever answers [`crate::Exit::Cpuid`] to fill in.
 
 use crate::exec::fpu::{COMPONENT_AVX, COMPONENTS, area_size};
+use crate::exec::vex::XCR0_AVX;
 use crate::native::vex_feature;
 use crate::state::{State, cr};
 use iced_x86::CpuidFeature;
@@ -182,6 +183,17 @@ fn host_caches(leaf: u32) -> Vec<[u32; 4]> {
         .collect()
 }
 
+fn offered_xcr0(avx: bool) -> u64 {
+    if avx { COMPONENTS } else { XCR0_SSE }
+}
+
+/// XCR0 may have this value on this host: x87 always, AVX only with SSE (SDM 1
+/// 13.3).
+pub fn valid_xcr0(value: u64) -> bool {
+    let offered = offered_xcr0(vex_feature(CpuidFeature::AVX));
+    value & 1 != 0 && value & !offered == 0 && value & XCR0_AVX != COMPONENT_AVX
+}
+
 fn offered(bits: &[(CpuidFeature, u32)]) -> u32 {
     let has = |(feature, bit): &(CpuidFeature, u32)| if vex_feature(*feature) { *bit } else { 0 };
     bits.iter().map(has).fold(0, |all, bit| all | bit)
@@ -269,7 +281,7 @@ impl Features {
 
     /// XCR0 bits that can be set.
     pub fn xcr0(&self) -> u64 {
-        if self.avx() { COMPONENTS } else { XCR0_SSE }
+        offered_xcr0(self.avx())
     }
 
     /// AVX is offered.

@@ -177,7 +177,7 @@ fn set_plain(state: &mut State, name: Name, value: HvRegisterValue) -> Result<()
             state.cr4 = word;
         }
         Name::XFEM => {
-            require(word & 1 != 0 && word & !3 == 0)?;
+            require(processor::cpuid::valid_xcr0(word))?;
             state.xcr0 = word;
         }
         Name::DR6 => state.dr6 = word,

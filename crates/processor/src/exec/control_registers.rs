@@ -2,8 +2,7 @@
 //! (SDM 3A 2.5, 4.1, 4.10.4; SDM 2B "MOV—Move to/from Control Registers").
 
 use crate::Vp;
-use crate::exec::fpu::COMPONENT_AVX;
-use crate::exec::vex::XCR0_AVX;
+use crate::cpuid::valid_xcr0;
 use crate::fault::{Exit, Step, Stop};
 use crate::host;
 use crate::mmu::PAGE_MASK;
@@ -109,11 +108,7 @@ pub(crate) fn xsetbv(vp: &mut Vp, _op: &Op) -> Step {
     }
     let value = vp.state.gpr[reg::RAX] & 0xffff_ffff | vp.state.gpr[reg::RDX] << 32;
     let index = vp.state.gpr[reg::RCX] as u32;
-    let offered = vp.config.features.xcr0();
-    // AVX without SSE makes no sense to the processor either.
-    let consistent = value & XCR0_AVX != COMPONENT_AVX;
-    let valid = value & 1 != 0 && value & !offered == 0 && consistent;
-    if vp.state.cpl != 0 || index != 0 || !valid {
+    if vp.state.cpl != 0 || index != 0 || !valid_xcr0(value) {
         return Err(vp.gp(0));
     }
     vp.state.xcr0 = value;
