@@ -263,9 +263,18 @@ impl Asm {
         self.dword(value as u32);
     }
 
-    /// SHL r64, imm8.
-    pub(super) fn shift_left(&mut self, register: u8, count: u8) {
-        self.raw(&[0x48 | register >> 3, 0xc1, 0xe0 | register & 7, count]);
+    /// SHR r64, imm8.
+    pub(super) fn shift_right(&mut self, register: u8, count: u8) {
+        self.raw(&[0x48 | register >> 3, 0xc1, 0xe8 | register & 7, count]);
+    }
+
+    /// AND r32, imm32.
+    pub(super) fn and32(&mut self, register: u8, mask: u32) {
+        if register > 7 {
+            self.raw(&[0x41]);
+        }
+        self.raw(&[0x81, 0xe0 | register & 7]);
+        self.dword(mask);
     }
 
     /// PEXT r64, r64, m64: flags stay.

@@ -176,13 +176,13 @@ pub(super) const PLACES: [Option<u8>; 16] = [
     Some(host::RSI),
     Some(host::RDI),
     Some(8),
-    Some(9),
+    None,
     None,
     None,
     Some(host::R12),
+    None,
+    Some(9),
     Some(host::R13),
-    None,
-    None,
 ];
 
 /// The host register of the guest's RSP.

@@ -13,7 +13,7 @@ const FALLS: u32 = 32;
 /// Time stamps between two failures that are worth it.
 const FALL_PAYS: u64 = 4000;
 /// Time stamps between two fills that are worth it.
-const FILL_PAYS: u64 = 300;
+const FILL_PAYS: u64 = 100;
 
 /// A check has no translation in the table, or its cell wants to be looked
 /// at. `low`: of the cell's address.
@@ -72,18 +72,19 @@ impl Vp {
             self.note(check, Note::Wanders);
             return false;
         }
+        let table = self.choose_table();
         for address in [linear, last] {
+            let fast = self.mmu.fast.as_ref();
+            if fast.is_some_and(|fast| fast.run(table, address, check.write).is_some()) {
+                continue;
+            }
             // No walk: it would mark the page as accessed or written, which
             // only the access itself may do.
             let known = self.mmu.cached(address).is_some_and(|found| found.2 || !check.write);
             if !known || !self.fill_fast_at(address, 1, check.write, 0).is_ok_and(|fits| fits) {
                 return false;
             }
-            if linear >> 12 == last >> 12 {
-                break;
-            }
         }
-        let table = self.choose_table();
         if !check.user && self.link.table != self.link.kernel_table {
             return false;
         }

@@ -13,7 +13,7 @@ use crate::state::reg;
 
 /// Guest registers whose host register another one may use. The others are
 /// operands that instructions imply.
-const YIELDING: [usize; 8] = [reg::RBX, reg::RBP, reg::RSI, reg::RDI, 8, 9, 12, 13];
+const YIELDING: [usize; 8] = [reg::RBX, reg::RBP, reg::RSI, reg::RDI, 8, 12, 14, 15];
 
 /// A guest register that gets the host register of another.
 #[derive(Clone, Copy, Debug)]
