@@ -158,7 +158,7 @@ pub(crate) fn storage_seeds(corpus: &mut Corpus) -> Result<()> {
 
 /// The same on disks in files, and requests across the borders of blocks.
 pub(crate) fn storage_file_seeds(corpus: &mut Corpus) -> Result<()> {
-    let mut seeds = conversations();
+    let mut seeds = Vec::new();
     for lba in [127_u16, 128, 2047, 4096, 8190] {
         let [high, low] = lba.to_be_bytes();
         let read = request(0, &[0x28, 0, 0, 0, high, low, 0, 0, 4], 2048, false, 4);
@@ -173,10 +173,14 @@ pub(crate) fn storage_file_seeds(corpus: &mut Corpus) -> Result<()> {
         let both = [step::HOST, 0, step::HOST, 1];
         seeds.push([&READY[..], &both[..2], &many, &both[2..], &many].concat());
     }
-    for kind in 0..3 {
+    for kind in 0..6 {
         for seed in &seeds {
             corpus.add(&[&[kind][..], seed].concat())?;
         }
+    }
+    // Files in memory: flushes of others take time.
+    for seed in conversations() {
+        corpus.add(&[&[1][..], &seed].concat())?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use crate::medium::HeapMedium;
 use disk::backing::SimBacking;
 use disk::ops::{check, create_on, open};
 use disk::{CreateOptions, DiskKind, Format, OpenOptions, VirtualDisk};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
@@ -111,7 +112,9 @@ impl Place for Heap {
 }
 
 /// The guest's data in a partition's memory and LUN 0 in a file without a
-/// name, so that the host's kernel moves data between them.
+/// name, so that the host's kernel moves data between them. The file is in
+/// memory, or in the folder for temporary files, whose file system may be one
+/// that tells what it has in its cache.
 pub(super) struct InFile {
     partition: Arc<Partition>,
     format: Format,
@@ -120,7 +123,8 @@ pub(super) struct InFile {
 }
 
 impl InFile {
-    /// `kind` (modulo 3) is the format.
+    /// `kind` tells the format (modulo 3), and whether the file is in memory
+    /// (the next bit).
     pub(super) fn new(pages: u64, kind: u8) -> Self {
         let ram = vec![RamRange {
             gpa: 0,
@@ -133,7 +137,9 @@ impl InFile {
         });
         let formats = [Format::Raw, Format::Vhdx, Format::Vhd];
         let which = usize::from(kind) % formats.len();
-        let file = Template::of(which, formats[which]).copy();
+        let in_memory = usize::from(kind) / formats.len() % 2 == 0;
+        let file = if in_memory { memory() } else { temporary() };
+        Template::of(which, formats[which]).write_to(&file);
         let disk = open(&path(&file), &options(formats[which])).expect("a new disk");
         Self {
             partition: partition.expect("a partition").0,
@@ -149,6 +155,19 @@ fn options(format: Format) -> OpenOptions {
         format: Some(format),
         ..OpenOptions::default()
     }
+}
+
+/// A file in memory.
+fn memory() -> File {
+    let file = memfd_create("disk", MemfdFlags::CLOEXEC);
+    file.expect("a file in memory").into()
+}
+
+/// A file in the folder for temporary files.
+fn temporary() -> File {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR);
+    file.expect("a temporary file").into()
 }
 
 /// A way to open a file that has no name.
@@ -183,7 +202,7 @@ impl Place for InFile {
     fn change(&self, choice: u8) {
         if self.format == Format::Raw {
             let cut = self.file.set_len(u64::from(choice) << 12);
-            cut.expect("a file in memory");
+            cut.expect("a file that can be cut");
         } else {
             // It may be larger already.
             let _ = self.disk.resize(FILE_SIZE + (u64::from(choice) << 16));
@@ -192,7 +211,7 @@ impl Place for InFile {
 
     fn restore(&self) {
         if self.format == Format::Raw {
-            self.file.set_len(FILE_SIZE).expect("a file in memory");
+            self.file.set_len(FILE_SIZE).expect("room for a file");
         }
     }
 
@@ -264,13 +283,10 @@ impl Template {
         }
     }
 
-    fn copy(&self) -> File {
-        let file = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC);
-        let file = File::from(file.expect("a file in memory"));
-        file.set_len(self.size).expect("a file in memory");
+    fn write_to(&self, file: &File) {
+        file.set_len(self.size).expect("room for a file");
         for (at, chunk) in &self.chunks {
-            file.write_all_at(chunk, *at).expect("a file in memory");
+            file.write_all_at(chunk, *at).expect("room for a file");
         }
-        file
     }
 }
