@@ -5,9 +5,20 @@ use std::process::ExitCode;
 use vmwp::{Console, Image, StopRequest, VmConfig, VmError, VmExit};
 
 use crate::cli::{EXIT_CRASHED, EXIT_OK, RunArguments, report};
+use crate::log;
 
 /// Runs the VM and gives the exit status.
 pub(crate) fn main(arguments: &RunArguments) -> ExitCode {
+    if let Err(error) = log::start(arguments.log_level, arguments.log.as_deref()) {
+        let path = arguments
+            .log
+            .as_deref()
+            .unwrap_or("standard error".as_ref());
+        return report(&format_args!(
+            "{}: the log cannot be written: {error}",
+            path.display()
+        ));
+    }
     let config = VmConfig {
         kernel: Image::File(arguments.kernel.clone()),
         initrd: arguments.initrd.clone().map(Image::File),
