@@ -1,5 +1,6 @@
 //! `partita run`: one VM in the foreground.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use vmwp::{Console, Image, StopRequest, VmConfig, VmError, VmExit};
@@ -10,13 +11,10 @@ use crate::log;
 /// Runs the VM and gives the exit status.
 pub(crate) fn main(arguments: &RunArguments) -> ExitCode {
     if let Err(error) = log::start(arguments.log_level, arguments.log.as_deref()) {
-        let path = arguments
-            .log
-            .as_deref()
-            .unwrap_or("standard error".as_ref());
+        let file = arguments.log.as_deref().unwrap_or_else(|| Path::new(""));
         return report(&format_args!(
-            "{}: the log cannot be written: {error}",
-            path.display()
+            "--log {} cannot be written: {error}; give a file in a folder that is there",
+            file.display()
         ));
     }
     let config = VmConfig {
