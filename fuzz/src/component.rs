@@ -81,7 +81,9 @@ const MAX_RIGHT_ANSWERS: u32 = 64;
 const MAX_OPENINGS: u32 = 4;
 /// For each call of the host. Only those take it that are not answered.
 const CALL_TIMEOUT: Duration = Duration::from_millis(100);
-const PATIENCE: Duration = Duration::from_secs(8);
+/// What the host may take. It is all much quicker, unless it hangs; but the
+/// target may run at the lowest priority.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Messages that nobody asked for, before the host stops to listen; and how
 /// long it may then make no room before that is taken for granted.
 const MAX_JUNK: u32 = 256;

@@ -18,6 +18,7 @@ mod error;
 mod iov;
 mod lease;
 pub mod ops;
+mod pieces;
 mod progress;
 mod raw;
 mod types;

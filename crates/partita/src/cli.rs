@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
 use vmwp::config::{MAX_PROCESSORS, MIN_PROCESSORS};
 use vmwp::{DiskConfig, Platform, ProcessorMode};
 
 use crate::disk::{self, DiskArguments};
 use crate::drives::{parse_disk, parse_dvd};
+use crate::log::parse_level;
 use crate::size::parse_memory;
 
 /// Exit status: the guest powered off, or everything held.
@@ -128,6 +130,12 @@ pub(crate) struct RunArguments {
     /// Make a control socket at this path
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
+    /// Write events of the VM to the end of this file instead of standard error
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// Which events to tell: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = parse_level)]
+    pub(crate) log_level: LevelFilter,
 }
 
 impl RunArguments {

@@ -3,6 +3,7 @@
 mod cli;
 mod disk;
 mod drives;
+mod log;
 mod quickstart;
 mod run;
 mod size;

@@ -1,13 +1,22 @@
 //! `partita run`: one VM in the foreground.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use vmwp::{Console, Image, StopRequest, VmConfig, VmError, VmExit};
 
 use crate::cli::{EXIT_CRASHED, EXIT_ERROR, EXIT_OK, RunArguments, report};
+use crate::log;
 
 /// Runs the VM and gives the exit status.
 pub(crate) fn main(arguments: &RunArguments) -> ExitCode {
+    if let Err(error) = log::start(arguments.log_level, arguments.log.as_deref()) {
+        let file = arguments.log.as_deref().unwrap_or_else(|| Path::new(""));
+        return report(&format_args!(
+            "--log {} cannot be written: {error}; give a file in a folder that is there",
+            file.display()
+        ));
+    }
     let config = VmConfig {
         kernel: Image::File(arguments.kernel.clone()),
         initrd: arguments.initrd.clone().map(Image::File),

@@ -92,6 +92,14 @@ fn a_missing_kernel() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written() {
+    let files = Files::new();
+    let (kernel, log) = (files.kernel(), files.path("no/folder"));
+    let arguments = ["run", "--kernel", &kernel, "--log", &log];
+    refused(&arguments, ERROR, &["--log", &log, "No such file"]);
+}
+
+#[test]
 fn a_missing_initrd() {
     let files = Files::new();
     let (kernel, initrd) = (files.kernel(), files.path("nowhere"));

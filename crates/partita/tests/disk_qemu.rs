@@ -85,6 +85,14 @@ fn qemu_checks(kind: Kind, file: &Path) {
     }
 }
 
+/// Has QEMU make a disk with a raw file's contents.
+fn qemu_makes(kind: Kind, raw: &Path, file: &Path) {
+    let (driver, options) = (kind.driver, kind.options);
+    qemu(&args![
+        "convert", "-f", "raw", "-O", driver, "-o", options, raw, file
+    ]);
+}
+
 fn qemu_compares(raw: &Path, kind: Kind, file: &Path) {
     let text = qemu(&args!["compare", "-f", "raw", "-F", kind.driver, raw, file]);
     assert!(text.contains("Images are identical"), "{text}");
@@ -122,17 +130,7 @@ fn partita_checks_and_converts_what_qemu_wrote() {
             let folder = Folder::new();
             let raw = folder.raw("sample.raw", SIZE, &sample);
             let (file, back) = (folder.path(kind.name), folder.path("back.raw"));
-            qemu(&args![
-                "convert",
-                "-f",
-                "raw",
-                "-O",
-                kind.driver,
-                "-o",
-                kind.options,
-                raw,
-                file
-            ]);
+            qemu_makes(kind, &raw, &file);
             let found = json(&args!["check", file]);
             assert_eq!(found["clean"], true, "{found}");
             assert_eq!(found["info"]["kind"], kind.kind);
@@ -151,17 +149,7 @@ fn what_partita_changed_qemu_still_reads() {
         let folder = Folder::new();
         let raw = folder.raw("sample.raw", SIZE, &samples()[0]);
         let (file, now) = (folder.path(kind.name), folder.path("now.raw"));
-        qemu(&args![
-            "convert",
-            "-f",
-            "raw",
-            "-O",
-            kind.driver,
-            "-o",
-            kind.options,
-            raw,
-            file
-        ]);
+        qemu_makes(kind, &raw, &file);
         done(&args!["resize", file, "+20M"]);
         fill(&file, &[(3 * MIB, 5 * MIB), (50 * MIB, 4096)]);
         if kind.kind == "dynamic" {
@@ -186,17 +174,7 @@ fn qemu_reads_what_was_merged() {
         let raw = folder.raw("sample.raw", SIZE, &samples()[0]);
         let path = |name: &str| folder.path(&format!("{name}.{extension}"));
         let (base, child, now) = (path("base"), path("child"), folder.path("now.raw"));
-        qemu(&args![
-            "convert",
-            "-f",
-            "raw",
-            "-O",
-            kind.driver,
-            "-o",
-            kind.options,
-            raw,
-            base
-        ]);
+        qemu_makes(kind, &raw, &base);
         done(&args!["create", child, "--parent", base]);
         fill(&child, &[(512, 1024), (9 * MIB, 4 * MIB)]);
         std::fs::write(&now, contents(&child)).expect("write");

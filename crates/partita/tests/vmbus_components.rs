@@ -4,51 +4,29 @@
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod support;
 
-use std::ffi::OsString;
 use std::fs;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use support::daemons;
 use support::disks::{Folder, done, pattern};
 use support::linux::{self, Linux};
-use support::modules::Modules;
-use support::packages::{CLOUD, GENERIC};
+use support::packages::CLOUD;
 use support::tree::Tree;
 
-const DAEMONS: [&str; 3] = ["kvp", "vss", "fcopy"];
 const DAY: u64 = 86400;
 
-/// A guest with hv_utils, the daemons' programs, and a small disk.
+/// A guest with hv_utils, the daemons, and a small disk.
 fn tree(package: &str) -> Tree {
-    let mut tree = Tree::new();
-    linux::install_init(&mut tree);
-    Modules::of(package).install(&mut tree);
-    tree.programs(&[
-        "sbin/mke2fs",
-        "usr/sbin/hv_kvp_daemon",
-        "usr/sbin/hv_vss_daemon",
-        "usr/sbin/hv_fcopy_daemon",
-        "usr/libexec/hypervkvpd/hv_get_dns_info",
-        "usr/libexec/hypervkvpd/hv_get_dhcp_info",
-    ]);
-    // Those two are scripts for another shell.
-    tree.file(
-        "bin/bash",
-        0o755,
-        b"#!/bin/sh\nexec /bin/sh \"$@\"\n".to_vec(),
-    );
+    let mut tree = daemons::tree(package);
+    tree.programs(&["sbin/mke2fs"]);
     let release = b"ID=partita\nVERSION_ID=\"12\"\nNAME=\"Partita Test\"\n";
     tree.file("etc/os-release", 0o644, release.to_vec());
-    tree.file(
-        "etc/resolv.conf",
-        0o644,
-        b"nameserver 192.0.2.53\n".to_vec(),
-    );
     tree
 }
 
-fn start(folder: &Folder, package: &str, processors: &str) -> Linux {
+fn start(folder: &Folder, package: &str, processors: u32) -> Linux {
     let disk = folder.path("small.vhdx");
     done(&args![
         "create",
@@ -58,29 +36,11 @@ fn start(folder: &Folder, package: &str, processors: &str) -> Linux {
         "--block-size",
         "1M"
     ]);
-    let options: [OsString; 4] = [
-        "--processors".into(),
-        processors.into(),
-        "--disk".into(),
-        disk.into(),
-    ];
+    let options = linux::options(processors, &[("--disk", &disk)]);
     let mut guest = Linux::start(package, &tree(package), &folder.path(""), &options);
     guest.load_storage();
     guest.load(&["hv_utils", "dummy"]);
     guest
-}
-
-/// Starts the daemons, with somebody who takes what they have to complain about.
-fn start_daemons(guest: &mut Linux) {
-    guest.sh("syslogd -O /run/syslog && until [ -S /dev/log ]; do sleep 0.1; done");
-    for daemon in DAEMONS {
-        guest.until(&format!("[ -c /dev/vmbus/hv_{daemon} ]"));
-        guest.sh(&format!("hv_{daemon}_daemon"));
-    }
-    guest.control.wait_until("/components", |components| {
-        let components = components.as_object().expect("an object");
-        components.values().all(|connected| connected == true)
-    });
 }
 
 fn heartbeat(guest: &Linux) {
@@ -326,11 +286,12 @@ fn expect_clean_logs(guest: &mut Linux) {
     assert_eq!(bad, "");
 }
 
-#[test]
-fn components_of_the_cloud_kernel() {
+on_every_kernel!(components_and_daemons, without_daemons_nothing_hangs);
+
+fn components_and_daemons(package: &str, processors: u32) {
     let folder = Folder::new();
-    let mut guest = start(&folder, CLOUD, "4");
-    start_daemons(&mut guest);
+    let mut guest = start(&folder, package, processors);
+    daemons::start(&mut guest);
     heartbeat(&guest);
     clock(&mut guest);
     pairs(&mut guest);
@@ -350,10 +311,9 @@ fn components_of_the_cloud_kernel() {
     guest.ended();
 }
 
-#[test]
-fn without_daemons_nothing_hangs() {
+fn without_daemons_nothing_hangs(package: &str, processors: u32) {
     let folder = Folder::new();
-    let mut guest = start(&folder, GENERIC, "1");
+    let mut guest = start(&folder, package, processors);
     heartbeat(&guest);
     clock(&mut guest);
     let begun = Instant::now();

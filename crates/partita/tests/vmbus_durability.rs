@@ -7,16 +7,14 @@
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod support;
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use support::disks::{Folder, MIB, done, json as disk_json, open, pattern};
 use support::linux::{self, Linux};
-use support::modules::Modules;
 use support::packages::CLOUD;
-use support::tree::{Tree, e2fs};
+use support::tree::e2fs;
 
 /// Records that are kept; older ones are deleted.
 const KEPT: u32 = 150;
@@ -130,9 +128,7 @@ fn nothing_acknowledged_is_lost() {
         .expect("a raw disk");
     e2fs("sbin/mke2fs", &args!["-q", "-F", "-t", "ext4", &raw]);
     done(&args!["convert", &raw, &disk, "--block-size", "1M"]);
-    let mut tree = Tree::new();
-    linux::install_init(&mut tree);
-    Modules::of(CLOUD).install(&mut tree);
+    let mut tree = linux::tree(CLOUD);
     let words = [
         ("KEPT", KEPT as usize),
         ("UNITS", UNITS),
@@ -152,13 +148,8 @@ fn nothing_acknowledged_is_lost() {
     let (mut highest, mut told) = (0, 0);
     for round in 0..rounds {
         let begun = Instant::now();
-        let processors = if round % 2 == 0 { "1" } else { "2" };
-        let options: [OsString; 4] = [
-            "--processors".into(),
-            processors.into(),
-            "--disk".into(),
-            (&disk).into(),
-        ];
+        let processors = if round % 2 == 0 { 1 } else { 2 };
+        let options = linux::options(processors, &[("--disk", &disk)]);
         let mut guest = Linux::start_with(CLOUD, &initrd, &folder.path(""), &options);
         guest.load_storage();
         guest.sh("mount -t ext4 -o discard /dev/sda /mnt");

@@ -4,7 +4,6 @@
 #[allow(dead_code, reason = "each file of tests uses a part of it")]
 mod support;
 
-use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +12,7 @@ use serde_json::{Value, json};
 use support::disks::{Folder, MIB, done, json as disk_json};
 use support::iso;
 use support::linux::{self, Linux};
-use support::modules::Modules;
-use support::packages::{self, CLOUD, GENERIC};
+use support::packages;
 use support::tree::{Tree, e2fs};
 
 /// What the bus offers to every guest: a SCSI controller, then the integration components.
@@ -29,30 +27,52 @@ const CLASSES: [&str; 7] = [
 ];
 const ROOT_SIZE: u64 = 64 * MIB;
 
-/// Files of an initial RAM disk.
-fn first_stage(package: &str) -> Tree {
-    let mut tree = Tree::new();
-    linux::install_init(&mut tree);
-    Modules::of(package).install(&mut tree);
+/// Files of an initial RAM disk, and of a root file system.
+fn files(package: &str) -> Tree {
+    let mut tree = linux::tree(package);
+    tree.programs(&["sbin/e2fsck", "sbin/kexec", "sbin/mke2fs", "usr/bin/eject"]);
     tree
 }
 
 /// A raw disk with a root file system.
 fn root_disk(folder: &Folder, package: &str) -> PathBuf {
-    let mut tree = first_stage(package);
-    tree.programs(&["sbin/e2fsck", "sbin/mke2fs", "usr/bin/eject"]);
     let path = folder.path("root.img");
-    tree.write_ext4(&path, ROOT_SIZE);
+    files(package).write_ext4(&path, ROOT_SIZE);
     path
 }
 
-/// Options of `partita run`.
-fn options(processors: u32, drives: &[(&str, &Path)]) -> Vec<OsString> {
-    let mut words: Vec<OsString> = vec!["--processors".into(), processors.to_string().into()];
-    for (name, path) in drives {
-        words.extend([name.into(), path.into()]);
-    }
-    words
+/// Starts a kernel in its initial RAM disk.
+fn start(folder: &Folder, package: &str, processors: u32, drives: &[(&str, &Path)]) -> Linux {
+    let options = linux::options(processors, drives);
+    Linux::start(package, &files(package), &folder.path(""), &options)
+}
+
+/// Checks the file system on the first disk and makes it the root.
+fn enter(guest: &mut Linux) {
+    guest.load_storage();
+    guest.sh("e2fsck -f -n /dev/sda");
+    guest.switch_to_disk();
+}
+
+/// Resets the guest, which comes back to what it has written.
+fn reboot(guest: &mut Linux, sum: &str) {
+    guest.type_line("mount -o remount,ro / && reboot -f");
+    guest.wait_for_shell();
+    assert_eq!(guest.control.get("")["resets"], 1);
+    enter(guest);
+    assert_eq!(checksum(guest, "/data"), sum);
+}
+
+/// Gives the host back what a file had. The host gets the space with the next flush.
+fn trim(guest: &mut Linux) {
+    guest.sh("rm /data && sync && fstrim / && echo trimmed >/note && sync");
+}
+
+/// The guest's end, after nothing that its kernel complained about.
+fn end(mut guest: Linux, folder: &Folder, disk: &Path) {
+    guest.expect_clean_log();
+    guest.power_off();
+    expect_whole(folder, disk);
 }
 
 /// Fails unless a disk that no VM uses is whole, and the file system on it.
@@ -175,20 +195,24 @@ fn change_disks(guest: &mut Linux, folder: &Folder) {
     assert_eq!(checked["clean"], true, "{checked}");
 }
 
-#[test]
-fn root_on_a_dynamic_vhdx() {
+on_every_kernel!(
+    root_on_a_dynamic_vhdx,
+    root_on_a_differencing_vhdx,
+    root_on_a_vhd,
+    drivers_and_kernels_come_again,
+);
+
+fn root_on_a_dynamic_vhdx(package: &str, processors: u32) {
     let folder = Folder::new();
-    let raw = root_disk(&folder, CLOUD);
+    let raw = root_disk(&folder, package);
     let root = folder.path("root.vhdx");
     done(&args!["convert", raw, &root, "--block-size", "1M"]);
     let medium = folder.path("first.iso");
     let image = iso::image("FIRST", &[("ONE.TXT", b"the first medium\n")]);
     fs::write(&medium, image).expect("an image");
-    let initrd = folder.path("initrd");
-    first_stage(CLOUD).write_initrd(&initrd);
     let drives: [(&str, &Path); 2] = [("--disk", &root), ("--dvd", &medium)];
-    let mut guest = Linux::start_with(CLOUD, &initrd, &folder.path(""), &options(4, &drives));
-    guest.switch_to_disk();
+    let mut guest = start(&folder, package, processors, &drives);
+    enter(&mut guest);
     offers(&mut guest);
     let blocks = |path: &Path| fs::metadata(path).expect("a file").blocks() * 512;
     let before = blocks(&root);
@@ -198,61 +222,46 @@ fn root_on_a_dynamic_vhdx() {
     change_disks(&mut guest, &folder);
     // Linux flushes a disk that is gone already.
     guest.expect_log(&["cmd 0x35 status: scsi 0x0 srb 0x20"]);
-
-    guest.type_line("sync; reboot -f");
-    guest.wait_for_shell();
-    assert_eq!(guest.control.get("")["resets"], 1);
-    guest.switch_to_disk();
-    assert_eq!(checksum(&mut guest, "/data"), sum);
-    // The host gets the space with the next flush.
-    guest.sh("rm /data && sync && fstrim / && echo trimmed >/note && sync");
+    reboot(&mut guest, &sum);
+    trim(&mut guest);
     let after = blocks(&root);
     assert!(after <= before + 4 * MIB, "{before} became {after}");
-    guest.expect_clean_log();
-    guest.power_off();
-    expect_whole(&folder, &root);
+    end(guest, &folder, &root);
 }
 
-#[test]
-fn root_on_a_differencing_vhdx() {
+fn root_on_a_differencing_vhdx(package: &str, processors: u32) {
     let folder = Folder::new();
-    let raw = root_disk(&folder, GENERIC);
+    let raw = root_disk(&folder, package);
     let (parent, root) = (folder.path("parent.vhdx"), folder.path("child.vhdx"));
     done(&args!["convert", raw, &parent]);
     done(&args!["create", &root, "--parent", &parent]);
     let untouched = fs::read(&parent).expect("the parent can be read");
-    let initrd = folder.path("initrd");
-    first_stage(GENERIC).write_initrd(&initrd);
-    let drives: [(&str, &Path); 1] = [("--disk", &root)];
-    let mut guest = Linux::start_with(GENERIC, &initrd, &folder.path(""), &options(1, &drives));
-    guest.switch_to_disk();
+    let mut guest = start(&folder, package, processors, &[("--disk", &root)]);
+    enter(&mut guest);
     offers(&mut guest);
     let sum = write_file(&mut guest, 8);
     assert_eq!(checksum(&mut guest, "/data"), sum);
-    guest.sh("rm /data && sync && fstrim /");
-    guest.sh("echo changed >/changed");
     guest.expect_clean_log();
-    guest.power_off();
+    reboot(&mut guest, &sum);
+    trim(&mut guest);
+    end(guest, &folder, &root);
     assert!(untouched == fs::read(&parent).expect("the parent can be read"));
-    expect_whole(&folder, &root);
 }
 
-#[test]
-fn root_on_a_vhd() {
+fn root_on_a_vhd(package: &str, processors: u32) {
     let folder = Folder::new();
-    let raw = root_disk(&folder, CLOUD);
+    let raw = root_disk(&folder, package);
     let root = folder.path("root.vhd");
     done(&args!["convert", raw, &root]);
-    let initrd = folder.path("initrd");
-    first_stage(CLOUD).write_initrd(&initrd);
-    let drives: [(&str, &Path); 1] = [("--disk", &root)];
-    let mut guest = Linux::start_with(CLOUD, &initrd, &folder.path(""), &options(1, &drives));
-    guest.switch_to_disk();
+    let mut guest = start(&folder, package, processors, &[("--disk", &root)]);
+    enter(&mut guest);
+    offers(&mut guest);
     let sum = write_file(&mut guest, 8);
     assert_eq!(checksum(&mut guest, "/data"), sum);
     guest.expect_clean_log();
-    guest.power_off();
-    expect_whole(&folder, &root);
+    reboot(&mut guest, &sum);
+    trim(&mut guest);
+    end(guest, &folder, &root);
 }
 
 /// The drivers go, with all that the host had for them, and come again. That of the bus stays: with
@@ -271,22 +280,19 @@ fn reload_drivers(guest: &mut Linux) {
     guest.sh("mount -t ext4 /dev/sda /mnt");
 }
 
-#[test]
-fn drivers_and_kernels_come_again() {
+fn drivers_and_kernels_come_again(package: &str, processors: u32) {
     let folder = Folder::new();
     let (raw, disk) = (folder.path("empty.img"), folder.path("disk.vhdx"));
-    let mut files = Tree::default();
-    let kernel = fs::read(packages::kernel(CLOUD)).expect("a kernel");
-    files.file("vmlinuz", 0o644, kernel);
     let initrd = folder.path("initrd");
-    let mut tree = first_stage(CLOUD);
-    tree.programs(&["sbin/kexec"]);
-    tree.write_initrd(&initrd);
-    files.file("initrd", 0o644, fs::read(&initrd).expect("a RAM disk"));
-    files.write_ext4(&raw, ROOT_SIZE);
+    files(package).write_initrd(&initrd);
+    let mut next = Tree::default();
+    for (name, path) in [("vmlinuz", &packages::kernel(package)), ("initrd", &initrd)] {
+        next.file(name, 0o644, fs::read(path).expect("a file"));
+    }
+    next.write_ext4(&raw, ROOT_SIZE);
     done(&args!["convert", raw, &disk]);
-    let drives: [(&str, &Path); 1] = [("--disk", &disk)];
-    let mut guest = Linux::start_with(CLOUD, &initrd, &folder.path(""), &options(4, &drives));
+    let options = linux::options(processors, &[("--disk", &disk)]);
+    let mut guest = Linux::start_with(package, &initrd, &folder.path(""), &options);
     guest.load_storage();
     guest.load(&["hv_utils"]);
     guest.sh("mount -t ext4 /dev/sda /mnt");
@@ -306,11 +312,9 @@ fn drivers_and_kernels_come_again() {
     offers(&mut guest);
     guest.sh("mount -t ext4 /dev/sda /mnt");
     assert_eq!(guest.sh("md5sum /mnt/vmlinuz /mnt/initrd"), sums);
-    guest.sh("umount /mnt");
+    guest.sh("umount /mnt && e2fsck -f -n /dev/sda");
     guest
         .control
         .wait_until("/heartbeat", |beat| beat["state"] == "ok");
-    guest.expect_clean_log();
-    guest.power_off();
-    expect_whole(&folder, &disk);
+    end(guest, &folder, &disk);
 }

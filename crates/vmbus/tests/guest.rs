@@ -70,11 +70,7 @@ fn offers_come_in_a_stable_order() {
 
 #[test]
 fn channels_open_work_close_and_open_again() {
-    let mut machine = Machine::new();
-    let (echo, events) = Echo::new(1);
-    machine.bus.offer(echo).unwrap();
-    machine.client.connect(&LINUX).unwrap();
-    let offers = machine.client.request_offers().unwrap();
+    let (mut machine, offers, events) = Machine::with_echo();
     for round in 0..5 {
         // 80 pages need GPADL bodies.
         let pages = machine.pages(80, round);
@@ -213,10 +209,7 @@ fn sockets_are_offered_or_refused() {
 
 #[test]
 fn millions_of_packets_both_ways() {
-    let mut machine = Machine::new();
-    machine.bus.offer(Echo::new(1).0).unwrap();
-    machine.client.connect(&LINUX).unwrap();
-    let offers = machine.client.request_offers().unwrap();
+    let (mut machine, offers, _) = Machine::with_echo();
     let mut channel = machine
         .client
         .open(&offers[0], &machine.pages(64, 0))

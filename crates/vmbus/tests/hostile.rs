@@ -47,11 +47,7 @@ fn a_broken_ring_closes_its_channel_only() {
 
 #[test]
 fn packets_that_lie_close_their_channel() {
-    let mut machine = Machine::new();
-    let (echo, events) = Echo::new(1);
-    machine.bus.offer(echo).unwrap();
-    machine.client.connect(&LINUX).unwrap();
-    let offers = machine.client.request_offers().unwrap();
+    let (mut machine, offers, events) = Machine::with_echo();
     let pages = machine.pages(8, 0);
     for length8 in [0_u16, 1, 5, 0xffff] {
         let channel = machine.client.open(&offers[0], &pages).unwrap();
@@ -74,11 +70,7 @@ fn packets_that_lie_close_their_channel() {
 
 #[test]
 fn rings_outside_memory_are_refused() {
-    let mut machine = Machine::new();
-    let (echo, events) = Echo::new(1);
-    machine.bus.offer(echo).unwrap();
-    machine.client.connect(&LINUX).unwrap();
-    let offers = machine.client.request_offers().unwrap();
+    let (mut machine, offers, events) = Machine::with_echo();
     let far = [0, 1, 2, 1 << 30];
     let gpadl = machine
         .client
@@ -156,10 +148,7 @@ fn rings_outside_memory_are_refused() {
 
 #[test]
 fn a_ring_in_use_is_not_torn_down() {
-    let mut machine = Machine::new();
-    machine.bus.offer(Echo::new(1).0).unwrap();
-    machine.client.connect(&LINUX).unwrap();
-    let offers = machine.client.request_offers().unwrap();
+    let (mut machine, offers, _) = Machine::with_echo();
     let mut channel = machine
         .client
         .open(&offers[0], &machine.pages(4, 0))
@@ -183,11 +172,7 @@ fn a_ring_in_use_is_not_torn_down() {
 
 #[test]
 fn double_opens_do_not_disturb_the_first() {
-    let mut machine = Machine::new();
-    let (echo, events) = Echo::new(1);
-    machine.bus.offer(echo).unwrap();
-    machine.client.connect(&LINUX).unwrap();
-    let offers = machine.client.request_offers().unwrap();
+    let (mut machine, offers, events) = Machine::with_echo();
     let mut channel = machine
         .client
         .open(&offers[0], &machine.pages(4, 0))
@@ -287,10 +272,7 @@ fn a_new_guest_does_not_wait_for_its_predecessors_messages() {
 
 #[test]
 fn signals_and_messages_of_any_kind() {
-    let mut machine = Machine::new();
-    machine.bus.offer(Echo::new(1).0).unwrap();
-    machine.client.connect(&LINUX).unwrap();
-    let offers = machine.client.request_offers().unwrap();
+    let (mut machine, offers, _) = Machine::with_echo();
     let mut state = 1_u64;
     let mut random = move || {
         state = state

@@ -153,35 +153,71 @@ fn request(lun: u8, bytes: &[u8], room: u16, out: bool, flaws: u8) -> Vec<u8> {
 }
 
 pub(crate) fn storage_seeds(corpus: &mut Corpus) -> Result<()> {
-    let ready = [step::NEGOTIATE, 4, 4];
+    conversations().iter().try_for_each(|seed| corpus.add(seed))
+}
+
+/// The same on disks in files, and requests across the borders of blocks.
+pub(crate) fn storage_file_seeds(corpus: &mut Corpus) -> Result<()> {
+    let mut seeds = Vec::new();
+    for lba in [127_u16, 128, 2047, 4096, 8190] {
+        let [high, low] = lba.to_be_bytes();
+        let read = request(0, &[0x28, 0, 0, 0, high, low, 0, 0, 4], 2048, false, 4);
+        for flags in [0, 8] {
+            let command = [0x2a, flags, 0, 0, high, low, 0, 0, 4];
+            let write = request(0, &command, 2048, true, 0);
+            let there = [&READY[..], &write, &read, &write].concat();
+            seeds.push([&there[..], &[step::HOST, 2], &read, &write].concat());
+            seeds.push([&there[..], &[step::REOPEN], &READY, &read].concat());
+        }
+        let many = [&read[..]; 24].concat();
+        let both = [step::HOST, 0, step::HOST, 1];
+        seeds.push([&READY[..], &both[..2], &many, &both[2..], &many].concat());
+    }
+    for kind in 0..6 {
+        for seed in &seeds {
+            corpus.add(&[&[kind][..], seed].concat())?;
+        }
+    }
+    // Files in memory: flushes of others take time.
+    for seed in conversations() {
+        corpus.add(&[&[1][..], &seed].concat())?;
+    }
+    Ok(())
+}
+
+/// The channel is negotiated.
+const READY: [u8; 3] = [step::NEGOTIATE, 4, 4];
+
+fn conversations() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
     for lun in 0..2 {
         for (bytes, room, out) in COMMANDS {
             for flaws in [0, 4] {
                 let request = request(lun, bytes, room, out, flaws);
-                corpus.add(&[&ready[..], &request, &request].concat())?;
+                seeds.push([&READY[..], &request, &request].concat());
             }
         }
     }
     for version in 0..8 {
         for steps in 0..5 {
-            corpus.add(&[step::NEGOTIATE, steps, version, step::NEGOTIATE, 4, 2])?;
+            seeds.push(vec![step::NEGOTIATE, steps, version, step::NEGOTIATE, 4, 2]);
         }
     }
     let read = request(2, &[0x28, 0, 0, 0, 0, 4, 0, 0, 1], 512, false, 0);
     for choice in 0..6 {
         let both = [step::HOST, choice, step::HOST, 5 - choice];
-        corpus.add(&[&ready[..], &both, &read, &both, &read].concat())?;
+        seeds.push([&READY[..], &both, &read, &both, &read].concat());
     }
     for flaws in [1, 2, 3, 7] {
         let bad = request(0, &[0x28, 0, 0, 0, 0, 4, 0, 0, 2], 1024, false, flaws);
-        corpus.add(&[&ready[..], &bad, &read].concat())?;
+        seeds.push([&READY[..], &bad, &read].concat());
     }
     for operation in 0..16 {
         for kind in 0..4 {
             let mut packet = vec![step::PACKET, kind, 1, 64, operation, 0, 0, 0];
             packet.resize(4 + 64, 0);
             packet.extend([4, 0, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0]);
-            corpus.add(&[&ready[..], &packet, &[step::REOPEN], &packet].concat())?;
+            seeds.push([&READY[..], &packet, &[step::REOPEN], &packet].concat());
         }
     }
     // Subchannels: the version must know them.
@@ -191,7 +227,7 @@ pub(crate) fn storage_seeds(corpus: &mut Corpus) -> Result<()> {
     subchannels.resize(4 + 64, 0);
     subchannels.push(0);
     let again = [step::REOPEN, step::NEGOTIATE, 4, 4];
-    corpus.add(&[&ready[..], &subchannels, &again, &subchannels].concat())?;
+    seeds.push([&READY[..], &subchannels, &again, &subchannels].concat());
     for (page, offset) in [
         (0, 0),
         (0, 1),
@@ -205,10 +241,10 @@ pub(crate) fn storage_seeds(corpus: &mut Corpus) -> Result<()> {
         for value in [4, 8, 0x7000, u32::MAX] {
             let mut scribble = vec![step::SCRIBBLE, page, offset, 0];
             scribble.extend(value.to_le_bytes());
-            corpus.add(&[&ready[..], &read, &scribble, &[step::REOPEN]].concat())?;
+            seeds.push([&READY[..], &read, &scribble, &[step::REOPEN]].concat());
         }
     }
-    Ok(())
+    seeds
 }
 
 /// Calls of each kind, answered in each way.

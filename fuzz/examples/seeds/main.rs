@@ -52,6 +52,7 @@ fn main() -> std::io::Result<()> {
     bus::ring_seeds(&mut Corpus::new(&root, "vmbus_ring")?)?;
     device::scsi_seeds(&mut Corpus::new(&root, "scsi")?)?;
     device::storage_seeds(&mut Corpus::new(&root, "storage")?)?;
+    device::storage_file_seeds(&mut Corpus::new(&root, "storage_file")?)?;
     for (_, target) in Component::ALL {
         device::component_seeds(&mut Corpus::new(&root, target)?)?;
     }

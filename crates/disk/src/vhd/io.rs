@@ -10,12 +10,11 @@ use super::layout::{SECTOR, UNUSED};
 use crate::backing;
 use crate::error::{DiskError, IoContext, Result};
 use crate::iov;
+use crate::pieces::{self, Piece, pieces};
 use crate::types::{
     Access, DiskInfo, DiskKind, Extent, Mapping, Place, VirtualDisk, check_request, push_extent,
     read_from_parent,
 };
-
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Which sectors of a differencing disk's block are in it; the first is the top bit.
 pub(super) struct Bitmap(Box<[AtomicU8]>);
@@ -53,14 +52,6 @@ impl Bitmap {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Piece {
-    block: u64,
-    within: u64,
-    len: u64,
-    done: u64,
-}
-
 impl Vhd {
     fn check(&self, offset: u64, len: u64) -> Result<()> {
         check_request(offset, len, self.size(), SECTOR as u32)
@@ -73,21 +64,7 @@ impl Vhd {
         } else {
             self.block_size
         };
-        let mut done = 0;
-        std::iter::from_fn(move || {
-            if done >= len {
-                return None;
-            }
-            let (block, within) = ((offset + done) / block_size, (offset + done) % block_size);
-            let piece = Piece {
-                block,
-                within,
-                len: (block_size - within).min(len - done),
-                done,
-            };
-            done += piece.len;
-            Some(piece)
-        })
+        pieces(offset, len, block_size)
     }
 
     /// Where a piece's data is in the file, if its block is there.
@@ -189,18 +166,7 @@ impl Vhd {
             None if self.kind == DiskKind::Dynamic => return Ok(()),
             _ => {}
         }
-        let mut done = 0;
-        while done < piece.len {
-            let len = (piece.len - done).min(ZEROS.len() as u64);
-            let part = Piece {
-                within: piece.within + done,
-                len,
-                ..piece
-            };
-            self.write_piece(part, &[IoSlice::new(&ZEROS[..len as usize])])?;
-            done += len;
-        }
-        Ok(())
+        pieces::write_zeros(piece, |part, zeros| self.write_piece(part, zeros))
     }
 
     fn map_piece(&self, piece: Piece, extents: &mut Vec<Extent>) -> Result<()> {
@@ -250,27 +216,16 @@ impl VirtualDisk for Vhd {
     fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
         let len = iov::len_mut(bufs);
         self.check(offset, len)?;
-        for piece in self.pieces(offset, len) {
-            if piece.len == len {
-                self.read_piece(piece, bufs)?;
-            } else {
-                self.read_piece(piece, &mut iov::part_mut(bufs, piece.done, piece.len))?;
-            }
-        }
-        Ok(())
+        let pieces = self.pieces(offset, len);
+        pieces::read(pieces, bufs, |piece, bufs| self.read_piece(piece, bufs))
     }
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>], fua: bool) -> Result<()> {
         let len = iov::len(bufs);
         self.begin_write()?;
         self.check(offset, len)?;
-        for piece in self.pieces(offset, len) {
-            if piece.len == len {
-                self.write_piece(piece, bufs)?;
-            } else {
-                self.write_piece(piece, &iov::part(bufs, piece.done, piece.len))?;
-            }
-        }
+        let pieces = self.pieces(offset, len);
+        pieces::write(pieces, bufs, |piece, bufs| self.write_piece(piece, bufs))?;
         if fua { self.flush() } else { Ok(()) }
     }
 

@@ -9,42 +9,15 @@ use super::bat::{Entry, State};
 use crate::backing;
 use crate::error::{DiskError, IoContext, Result};
 use crate::iov;
+use crate::pieces::{self, Piece, pieces};
 use crate::types::{
     Access, DiskInfo, Extent, Mapping, Place, VirtualDisk, check_request, push_extent,
     read_from_parent,
 };
 
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-
-/// A part of a request that lies in one block.
-#[derive(Clone, Copy)]
-struct Piece {
-    block: u64,
-    /// Bytes from the start of the block.
-    within: u64,
-    len: u64,
-    /// Bytes from the start of the request.
-    done: u64,
-}
-
 impl Vhdx {
     fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = Piece> + use<> {
-        let block_size = self.geometry.block_size;
-        let mut done = 0;
-        std::iter::from_fn(move || {
-            if done >= len {
-                return None;
-            }
-            let (block, within) = ((offset + done) / block_size, (offset + done) % block_size);
-            let piece = Piece {
-                block,
-                within,
-                len: (block_size - within).min(len - done),
-                done,
-            };
-            done += piece.len;
-            Some(piece)
-        })
+        pieces(offset, len, self.geometry.block_size)
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
@@ -148,18 +121,7 @@ impl Vhdx {
     }
 
     fn write_zero_bytes(&self, piece: Piece) -> Result<()> {
-        let mut done = 0;
-        while done < piece.len {
-            let len = (piece.len - done).min(ZEROS.len() as u64);
-            let part = Piece {
-                within: piece.within + done,
-                len,
-                ..piece
-            };
-            self.write_piece(part, &[IoSlice::new(&ZEROS[..len as usize])])?;
-            done += len;
-        }
-        Ok(())
+        pieces::write_zeros(piece, |part, zeros| self.write_piece(part, zeros))
     }
 
     /// Whether a piece is a whole block; the disk's last block may be cut by its size.
@@ -239,27 +201,16 @@ impl VirtualDisk for Vhdx {
     fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
         let len = iov::len_mut(bufs);
         self.check(offset, len)?;
-        for piece in self.pieces(offset, len) {
-            if piece.len == len {
-                self.read_piece(piece, bufs)?;
-            } else {
-                self.read_piece(piece, &mut iov::part_mut(bufs, piece.done, piece.len))?;
-            }
-        }
-        Ok(())
+        let pieces = self.pieces(offset, len);
+        pieces::read(pieces, bufs, |piece, bufs| self.read_piece(piece, bufs))
     }
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>], fua: bool) -> Result<()> {
         let len = iov::len(bufs);
         self.begin_write()?;
         self.check(offset, len)?;
-        for piece in self.pieces(offset, len) {
-            if piece.len == len {
-                self.write_piece(piece, bufs)?;
-            } else {
-                self.write_piece(piece, &iov::part(bufs, piece.done, piece.len))?;
-            }
-        }
+        let pieces = self.pieces(offset, len);
+        pieces::write(pieces, bufs, |piece, bufs| self.write_piece(piece, bufs))?;
         if fua { self.flush() } else { Ok(()) }
     }
 

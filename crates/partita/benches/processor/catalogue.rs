@@ -1,10 +1,11 @@
 //! Which programs there are, and how their executable is built.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+
+use crate::support::program;
 
 /// The group of the rows that measure the start of a kernel, which are no programs of their own.
 pub(crate) const BOOT: &str = "boot";
@@ -34,37 +35,11 @@ pub(crate) struct Programs {
 
 /// Builds the executable, unless one is given, and asks it what it has.
 pub(crate) fn build(given: Option<&Path>) -> Result<Programs> {
-    let file = match given {
-        Some(file) => file.to_owned(),
-        None => compile()?,
-    };
-    let output = Command::new(&file).arg("list").output();
-    let output = output.with_context(|| format!("{} cannot be run", file.display()))?;
-    let mut list = parse(&String::from_utf8_lossy(&output.stdout))
-        .with_context(|| format!("{} gives no list of programs", file.display()))?;
+    let (file, lines) = program::build("programs", given)?;
+    let list: Result<Vec<Program>> = lines.iter().map(|fields| parse(fields)).collect();
+    let mut list = list.with_context(|| format!("{} lists no programs", file.display()))?;
     list.extend(boots());
     Ok(Programs { file, list })
-}
-
-fn compile() -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../benchmarks/programs");
-    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "--locked", "--target-dir"])
-        .arg(&output)
-        // The folder's own configuration has the flags of a static executable. Flags for the code
-        // under test are not meant for the programs.
-        .current_dir(&folder)
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env_remove("CARGO_BUILD_TARGET")
-        .status()
-        .context("cargo cannot be run")?;
-    if !status.success() {
-        bail!("the programs in {} did not build", folder.display());
-    }
-    Ok(output.join(TARGET).join("release/programs"))
 }
 
 fn boots() -> [Program; 2] {
@@ -76,28 +51,20 @@ fn boots() -> [Program; 2] {
     })
 }
 
-/// Reads lines of name, group, processors and operation.
-fn parse(text: &str) -> Result<Vec<Program>> {
-    let lines = text.lines().map(|line| {
-        let fields: Vec<&str> = line.split('\t').collect();
-        let [name, group, processors, operation] = fields[..] else {
-            bail!("{line:?} is not a program");
-        };
-        let processors = processors
-            .parse()
-            .with_context(|| format!("{line:?} has no number of processors"))?;
-        Ok(Program {
-            name: name.to_owned(),
-            group: group.to_owned(),
-            processors,
-            operation: operation.to_owned(),
-        })
-    });
-    let programs: Vec<Program> = lines.collect::<Result<_>>()?;
-    if programs.is_empty() {
-        bail!("the list is empty");
-    }
-    Ok(programs)
+/// Reads name, group, processors and operation.
+fn parse(fields: &[String]) -> Result<Program> {
+    let [name, group, processors, operation] = fields else {
+        bail!("{fields:?} is not a program");
+    };
+    let processors = processors
+        .parse()
+        .with_context(|| format!("{fields:?} has no number of processors"))?;
+    Ok(Program {
+        name: name.clone(),
+        group: group.clone(),
+        processors,
+        operation: operation.clone(),
+    })
 }
 
 /// A list of programs for a person.
@@ -114,6 +81,7 @@ pub(crate) fn listing(programs: &[Program]) -> String {
 )]
 pub(crate) mod tests {
     use super::*;
+    use crate::support::program::fields;
 
     /// A program for tests.
     pub(crate) fn program(name: &str, group: &str, processors: u32) -> Program {
@@ -127,10 +95,13 @@ pub(crate) mod tests {
 
     #[test]
     fn lists_are_read() {
+        let parse = |text| -> Result<Vec<Program>> {
+            let lines = fields(text);
+            lines.iter().map(|fields| parse(fields)).collect()
+        };
         let list = parse("crc32\tinteger\t1\tcrc32 once\nfutex\tpair\t2\tfutex once\n").unwrap();
         let expected = [program("crc32", "integer", 1), program("futex", "pair", 2)];
         assert_eq!(list, expected);
-        assert!(parse("").is_err());
         assert!(parse("crc32 integer").is_err());
         assert!(parse("crc32\tinteger\tone\tx").is_err());
     }

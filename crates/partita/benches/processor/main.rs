@@ -9,15 +9,13 @@ mod console;
 mod document;
 mod initramfs;
 mod load;
-mod machine;
 mod options;
-mod packages;
-mod process;
-mod qemu;
 mod report;
 mod results;
 mod session;
-mod stats;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,30 +25,25 @@ use anyhow::{Context, Result};
 use crate::options::{Options, command_line};
 use crate::report::Report;
 use crate::session::Session;
+use crate::support::{end, options::parse};
 
 fn main() -> ExitCode {
-    let options = options::parse();
-    match run(&options) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("processor benchmark: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    end::exit_code("processor", run(&parse("processor")))
 }
 
-fn run(options: &Options) -> Result<ExitCode> {
+/// Gives what is wrong with the results.
+fn run(options: &Options) -> Result<Vec<String>> {
     let programs = catalogue::build(options.programs_file.as_deref())?;
     let wanted = options.wanted(&programs.list)?;
-    if options.list {
+    if options.common.list {
         print!("{}", catalogue::listing(&wanted));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Vec::new());
     }
     let session = Session::prepare(options, &programs, &wanted)?;
     let results = session.run()?;
     let command = command_line(std::env::args().skip(1));
     let report = Report::new(session.circumstances(), command, results);
-    if options.json {
+    if options.common.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("{}", report.text());
@@ -62,13 +55,5 @@ fn run(options: &Options) -> Result<ExitCode> {
         let path = path.canonicalize().unwrap_or(path);
         eprintln!("Wrote the table to {}", path.display());
     }
-    let problems = report.problems();
-    for problem in &problems {
-        eprintln!("processor benchmark: {problem}");
-    }
-    Ok(if problems.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(report.problems())
 }

@@ -7,6 +7,7 @@ use clap::Parser;
 
 use crate::catalogue::Program;
 use crate::results::Side;
+use crate::support::options::Common;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,15 +23,11 @@ Exit status: 0 if every program ran on every side and all results agree, 1 if no
 #[derive(Debug, Parser)]
 #[command(name = "processor", after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Options {
-    /// Rounds; each runs every side once [default: 5, with --quick 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: Option<u32>,
+    #[command(flatten)]
+    pub(crate) common: Common,
     /// Time for each program in each round [default: 500, with --quick 100]
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     millis: Option<u32>,
-    /// One short round
-    #[arg(long)]
-    pub(crate) quick: bool,
     /// Only the programs of these groups, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     group: Vec<String>,
@@ -41,41 +38,19 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_side,
           default_value = "native,partita,qemu")]
     pub(crate) sides: Vec<Side>,
-    /// Passed on to 'partita run'
-    #[arg(long, value_name = "MODE")]
-    pub(crate) processor_mode: Option<String>,
-    /// Run this executable of Partita in place of the one just built
-    #[arg(long, value_name = "FILE")]
-    pub(crate) partita: Option<PathBuf>,
-    /// Use QEMU from Debian's packages in the cache folder even if one is installed
-    #[arg(long)]
-    pub(crate) fetch_qemu: bool,
     /// Use this executable of the programs in place of a newly built one
     #[arg(long, value_name = "FILE")]
     pub(crate) programs_file: Option<PathBuf>,
-    /// Print the results, every round of them, as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
     /// Write the table into docs/performance.md
     #[arg(long)]
     pub(crate) write: bool,
-    /// Only list the programs
-    #[arg(long)]
-    pub(crate) list: bool,
-    /// What Cargo adds
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 impl Options {
-    /// How many rounds to run.
-    pub(crate) fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 1 } else { 5 })
-    }
-
     /// How long each program runs, in milliseconds.
     pub(crate) fn milliseconds(&self) -> u32 {
-        self.millis.unwrap_or(if self.quick { 100 } else { 500 })
+        self.millis
+            .unwrap_or(if self.common.quick { 100 } else { 500 })
     }
 
     /// The programs that were asked for by group or name; all if none were.
@@ -111,31 +86,6 @@ fn parse_side(text: &str) -> Result<Side, String> {
         .ok_or_else(|| "it is not one of native, partita, qemu".to_owned())
 }
 
-/// Reads the command line. Prints help, or in one line what is wrong, and ends the process then.
-pub(crate) fn parse() -> Options {
-    Options::try_parse().unwrap_or_else(|error| {
-        if !error.use_stderr() {
-            error.exit();
-        }
-        eprintln!("processor benchmark: {}", one_line(&error.to_string()));
-        std::process::exit(2)
-    })
-}
-
-/// Clap explains over several lines; what matters comes before the usage.
-fn one_line(rendered: &str) -> String {
-    let ends = |line: &str| line.starts_with("Usage:") || line.starts_with("For more information");
-    let lines: Vec<&str> = rendered
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !ends(line))
-        .filter(|line| !line.is_empty())
-        .collect();
-    let text = lines.join(" ");
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    format!("{text}; --help shows the options")
-}
-
 /// The command that a person types for the arguments that the benchmark got.
 pub(crate) fn command_line(arguments: impl Iterator<Item = String>) -> String {
     let mut command = "cargo bench -p partita --bench processor".to_owned();
@@ -164,6 +114,7 @@ mod tests {
 
     use super::*;
     use crate::catalogue::tests::program;
+    use crate::support::options::one_line;
 
     fn options(arguments: &[&str]) -> Options {
         Options::try_parse_from([&["processor"], arguments].concat()).unwrap()
@@ -177,10 +128,10 @@ mod tests {
     #[test]
     fn defaults_depend_on_quick() {
         let long = options(&["--bench"]);
-        assert_eq!((long.rounds(), long.milliseconds()), (5, 500));
+        assert_eq!((long.common.rounds(), long.milliseconds()), (5, 500));
         assert_eq!(long.sides, Side::ALL);
         let quick = options(&["--quick", "--millis", "20"]);
-        assert_eq!((quick.rounds(), quick.milliseconds()), (1, 20));
+        assert_eq!((quick.common.rounds(), quick.milliseconds()), (1, 20));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::results::{Results, Row, Side};
-use crate::stats::geometric_mean;
+use crate::support::stats::geometric_mean;
 
 /// What the results were measured with.
 #[derive(Debug, Clone, Serialize)]

@@ -13,17 +13,20 @@ use crate::catalogue::{BOOT, BOOT_CLOUD, BOOT_GENERIC, Program, Programs};
 use crate::console::Transcript;
 use crate::initramfs;
 use crate::load::Load;
-use crate::machine::{self, Guest, Partita};
 use crate::options::Options;
-use crate::packages::{self, Fetched};
-use crate::process;
-use crate::qemu::Qemu;
 use crate::report::Circumstances;
 use crate::results::{Outcome, Reading, Results, Side};
+use crate::support::guest::{Guest, Partita};
+use crate::support::packages::{self, Fetched};
+use crate::support::qemu::Qemu;
+use crate::support::{host, process};
 
 /// How long a guest or a program may print nothing, beyond the time that programs run for. A
 /// kernel under a slow translator is silent for some seconds.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// A panic ends the guest; mitigations are as the kernel chooses.
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 earlyprintk=ttyS0,115200 panic=-1";
 
 /// A guest to be started: a kernel, and the programs that run in it.
 #[derive(Debug)]
@@ -63,15 +66,12 @@ impl Session {
         wanted: &[Program],
     ) -> Result<Self> {
         let built = Path::new(env!("CARGO_BIN_EXE_partita"));
-        let partita = Partita {
-            program: options.partita.clone().unwrap_or_else(|| built.to_owned()),
-            processor_mode: options.processor_mode.clone(),
-        };
+        let partita = Partita::of(&options.common, built);
         let cache = packages::cache()?;
         let qemu = options
             .sides
             .contains(&Side::Qemu)
-            .then(|| Qemu::find(&cache, options.fetch_qemu))
+            .then(|| Qemu::find(&cache, options.common.fetch_qemu))
             .transpose()?;
         let busybox = packages::file(&cache, packages::BUSYBOX, built)?;
         let files = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
@@ -89,21 +89,21 @@ impl Session {
         }
         .boots(wanted)?;
         let circumstances = Circumstances {
-            processor: host_processor(),
+            processor: host::processor(),
             kernels: boots
                 .iter()
                 .map(|boot| boot.kernel.package.clone())
                 .collect(),
             qemu: qemu.as_ref().map(|qemu| qemu.version.clone()),
-            processor_mode: options.processor_mode.clone(),
-            rounds: options.rounds(),
+            processor_mode: options.common.processor_mode.clone(),
+            rounds: options.common.rounds(),
             milliseconds: options.milliseconds(),
             sides: options.sides.clone(),
         };
         Ok(Self {
             wanted: wanted.to_vec(),
             sides: options.sides.clone(),
-            rounds: options.rounds(),
+            rounds: options.common.rounds(),
             milliseconds: options.milliseconds(),
             programs: programs.file.clone(),
             busybox: executable,
@@ -164,10 +164,11 @@ impl Session {
             let guest = Guest {
                 kernel: &boot.kernel.path,
                 initrd: &boot.initrd,
+                cmdline: KERNEL_COMMAND_LINE,
                 processors: boot.processors,
             };
             let mut command = match &self.qemu {
-                Some(qemu) if side == Side::Qemu => machine::qemu(qemu, guest),
+                Some(qemu) if side == Side::Qemu => qemu.run(guest),
                 _ => self.partita.command(guest),
             };
             let mut transcript = Transcript::default();
@@ -286,23 +287,4 @@ fn scratch() -> Result<TempDir> {
     in_memory
         .or_else(|_| tempfile::tempdir())
         .context("no folder for temporary files")
-}
-
-/// The host's processor as the kernel names it, and how many there are.
-fn host_processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text
-            .lines()
-            .find(|line| line.split(':').next().map(str::trim) == Some(name));
-        let value = line.and_then(|line| line.split_once(':'));
-        value.map_or("?", |(_, value)| value.trim()).to_owned()
-    };
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    format!(
-        "{} (family {}, model {}), {count} processors",
-        field("model name"),
-        field("cpu family"),
-        field("model")
-    )
 }

@@ -11,8 +11,7 @@ mod document;
 mod initramfs;
 mod load;
 mod options;
-mod process;
-mod qemu;
 mod report;
 mod results;
-mod stats;
+#[path = "../support/mod.rs"]
+mod support;

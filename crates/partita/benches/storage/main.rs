@@ -10,19 +10,12 @@ mod initramfs;
 mod machine;
 mod modules;
 mod options;
-#[allow(dead_code, reason = "the other benchmark has more kernels")]
-#[path = "../processor/packages.rs"]
-mod packages;
-#[path = "../processor/process.rs"]
-mod process;
-#[path = "../processor/qemu.rs"]
-mod qemu;
 mod report;
 mod results;
 mod session;
-#[allow(dead_code, reason = "the other benchmark has means of its groups")]
-#[path = "../processor/stats.rs"]
-mod stats;
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
+#[path = "../support/mod.rs"]
+mod support;
 mod workloads;
 
 use std::process::ExitCode;
@@ -32,40 +25,27 @@ use anyhow::Result;
 use crate::options::Options;
 use crate::report::Report;
 use crate::session::Session;
+use crate::support::{end, options::parse};
 
 fn main() -> ExitCode {
-    let options = options::parse();
-    match run(&options) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("storage benchmark: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    end::exit_code("storage", run(&parse("storage")))
 }
 
-fn run(options: &Options) -> Result<ExitCode> {
+/// Gives what is wrong with the results.
+fn run(options: &Options) -> Result<Vec<String>> {
     let program = workloads::build(options.program_file.as_deref())?;
     let wanted = options.wanted(&program.list)?;
-    if options.list {
+    if options.common.list {
         print!("{}", workloads::listing(&wanted));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(Vec::new());
     }
     let session = Session::prepare(options, &program, &wanted)?;
     let results = session.run()?;
     let report = Report::new(session.circumstances(), results);
-    if options.json {
+    if options.common.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("{}", report.text());
     }
-    let problems = report.problems();
-    for problem in &problems {
-        eprintln!("storage benchmark: {problem}");
-    }
-    Ok(if problems.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(report.problems())
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::packages::Fetched;
+use crate::support::packages::Fetched;
 
 /// A module: its name, and its file's contents.
 pub(crate) type Module = (&'static str, Vec<u8>);

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 
 use crate::results::Side;
+use crate::support::options::Common;
 use crate::workloads::Workload;
 
 const EXAMPLES: &str = "\
@@ -15,21 +16,18 @@ Examples:
   cargo bench -p partita --bench storage -- --workload random-read-1,random-read-32 --rounds 3
   cargo bench -p partita --bench storage -- --sides partita
 
-Exit status: 0 if every workload ran on every side and read what it should, otherwise 1.";
+Exit status: 0 if every workload ran on every side and read what it should, 1 if not, 2 on wrong
+usage.";
 
 /// Measures the same disk in the same guest kernel, in Partita and under QEMU's TCG.
 #[derive(Debug, Parser)]
 #[command(name = "storage", after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Options {
-    /// Rounds; each runs every side once [default: 5, with --quick 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: Option<u32>,
+    #[command(flatten)]
+    pub(crate) common: Common,
     /// Time for each workload in each round [default: 2000, with --quick 300]
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     millis: Option<u32>,
-    /// One short round
-    #[arg(long)]
-    pub(crate) quick: bool,
     /// Only these workloads, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     workload: Vec<String>,
@@ -41,38 +39,16 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MIB", default_value = "256",
           value_parser = clap::value_parser!(u64).range(1..=65_536))]
     pub(crate) disk: u64,
-    /// Passed on to 'partita run'
-    #[arg(long, value_name = "MODE")]
-    pub(crate) processor_mode: Option<String>,
-    /// Run this executable of Partita in place of the one just built
-    #[arg(long, value_name = "FILE")]
-    pub(crate) partita: Option<PathBuf>,
-    /// Use QEMU from Debian's packages in the cache folder even if one is installed
-    #[arg(long)]
-    pub(crate) fetch_qemu: bool,
     /// Use this executable of the guest's program in place of a newly built one
     #[arg(long, value_name = "FILE")]
     pub(crate) program_file: Option<PathBuf>,
-    /// Print the results, every round of them, as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Only list the workloads
-    #[arg(long)]
-    pub(crate) list: bool,
-    /// What Cargo adds
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 impl Options {
-    /// How many rounds to run.
-    pub(crate) fn rounds(&self) -> u32 {
-        self.rounds.unwrap_or(if self.quick { 1 } else { 5 })
-    }
-
     /// How long each workload runs, in milliseconds.
     pub(crate) fn milliseconds(&self) -> u32 {
-        self.millis.unwrap_or(if self.quick { 300 } else { 2000 })
+        self.millis
+            .unwrap_or(if self.common.quick { 300 } else { 2000 })
     }
 
     /// The workloads that were asked for by name; all if none were.
@@ -92,11 +68,6 @@ fn parse_side(text: &str) -> Result<Side, String> {
     sides
         .find(|side| side.name() == text)
         .ok_or_else(|| "it is not one of partita, qemu".to_owned())
-}
-
-/// Reads the command line; ends the process on wrong usage.
-pub(crate) fn parse() -> Options {
-    Options::parse()
 }
 
 #[cfg(test)]
@@ -123,10 +94,10 @@ mod tests {
     #[test]
     fn defaults_depend_on_quick() {
         let long = options(&["--bench"]);
-        assert_eq!((long.rounds(), long.milliseconds()), (5, 2000));
+        assert_eq!((long.common.rounds(), long.milliseconds()), (5, 2000));
         assert_eq!((long.sides, long.disk), (Side::ALL.to_vec(), 256));
         let quick = options(&["--quick", "--millis", "20"]);
-        assert_eq!((quick.rounds(), quick.milliseconds()), (1, 20));
+        assert_eq!((quick.common.rounds(), quick.milliseconds()), (1, 20));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::stats::median;
+use crate::support::stats::median;
 use crate::workloads::Workload;
 
 /// Who runs a guest.

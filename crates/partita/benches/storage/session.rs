@@ -10,14 +10,15 @@ use tempfile::TempDir;
 use crate::console::Transcript;
 use crate::image;
 use crate::initramfs::Contents;
-use crate::machine::{self, Guest, Partita};
+use crate::machine;
 use crate::modules;
 use crate::options::Options;
-use crate::packages::{self, Fetched};
-use crate::process;
-use crate::qemu::Qemu;
 use crate::report::Circumstances;
 use crate::results::{Outcome, Results, Side};
+use crate::support::guest::{Guest, Partita};
+use crate::support::packages::{self, Fetched};
+use crate::support::qemu::Qemu;
+use crate::support::{host, process};
 use crate::workloads::{Program, Workload};
 
 /// How long a guest may print nothing, beyond the time that workloads run for.
@@ -47,15 +48,12 @@ impl Session {
         wanted: &[Workload],
     ) -> Result<Self> {
         let built = Path::new(env!("CARGO_BIN_EXE_partita"));
-        let partita = Partita {
-            program: options.partita.clone().unwrap_or_else(|| built.to_owned()),
-            processor_mode: options.processor_mode.clone(),
-        };
+        let partita = Partita::of(&options.common, built);
         let cache = packages::cache()?;
         let qemu = options
             .sides
             .contains(&Side::Qemu)
-            .then(|| Qemu::find(&cache, options.fetch_qemu))
+            .then(|| Qemu::find(&cache, options.common.fetch_qemu))
             .transpose()?;
         let kernel = packages::file(&cache, packages::CLOUD, built)?;
         let busybox = packages::file(&cache, packages::BUSYBOX, built)?;
@@ -80,18 +78,18 @@ impl Session {
         };
         let sides = options.sides.iter().map(initrd).collect::<Result<_>>()?;
         let circumstances = Circumstances {
-            processor: host_processor(),
+            processor: host::processor(),
             kernel: kernel.package.clone(),
             qemu: qemu.as_ref().map(|qemu| qemu.version.clone()),
-            processor_mode: options.processor_mode.clone(),
-            rounds: options.rounds(),
+            processor_mode: options.common.processor_mode.clone(),
+            rounds: options.common.rounds(),
             milliseconds: options.milliseconds(),
             disk: options.disk << 20,
         };
         Ok(Self {
             wanted: wanted.to_vec(),
             sides,
-            rounds: options.rounds(),
+            rounds: options.common.rounds(),
             milliseconds: options.milliseconds(),
             partita,
             qemu,
@@ -124,12 +122,14 @@ impl Session {
         let guest = Guest {
             kernel: &self.kernel.path,
             initrd,
-            disk: &self.disk,
+            cmdline: machine::KERNEL_COMMAND_LINE,
+            processors: 1,
         };
         let mut command = match &self.qemu {
-            Some(qemu) if side == Side::Qemu => machine::qemu(qemu, guest),
+            Some(qemu) if side == Side::Qemu => qemu.run(guest),
             _ => self.partita.command(guest),
         };
+        command.args(side.disk(&self.disk));
         let silence = SILENCE + 3 * Duration::from_millis(u64::from(self.milliseconds));
         let mut transcript = Transcript::default();
         let ended = process::run(&mut command, silence, |line, _| transcript.line(line));
@@ -148,17 +148,4 @@ fn failure(transcript: &Transcript, error: Option<&anyhow::Error>) -> Outcome {
         None => "the guest ended too soon".to_owned(),
     };
     Outcome::Failed(format!("{reason}; last line: {}", transcript.last_line()))
-}
-
-/// The host's processor as the kernel names it, and how many there are.
-fn host_processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let mut lines = text.lines();
-    let name = lines.find_map(|line| line.strip_prefix("model name"));
-    let name = name.and_then(|line| line.split_once(": "));
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
-    format!(
-        "{}, {count} processors",
-        name.map_or("?", |(_, name)| name.trim())
-    )
 }

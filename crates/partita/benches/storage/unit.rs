@@ -11,6 +11,6 @@ mod initramfs;
 mod options;
 mod report;
 mod results;
-#[path = "../processor/stats.rs"]
-mod stats;
+#[path = "../support/mod.rs"]
+mod support;
 mod workloads;

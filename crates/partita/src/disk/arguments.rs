@@ -27,7 +27,7 @@ pub(super) enum DiskCommand {
     Info(InfoArguments),
     /// Check every structure of a disk; nothing is written
     #[command(after_help = help::CHECK)]
-    Check(CheckArguments),
+    Check(ExistingArguments),
     /// Copy a disk, with all its parents, into a new file of another format or type
     #[command(after_help = help::CONVERT)]
     Convert(ConvertArguments),
@@ -59,6 +59,15 @@ pub(super) struct ProgressArguments {
     /// Tell progress also where standard error is no terminal, a line each second
     #[arg(long)]
     pub(super) progress: bool,
+}
+
+/// How an operation that may take long, and has a result, tells of both.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct ReportArguments {
+    #[command(flatten)]
+    pub(super) result: ResultArguments,
+    #[command(flatten)]
+    pub(super) progress: ProgressArguments,
 }
 
 /// What a new file shall be, besides its size.
@@ -98,9 +107,7 @@ pub(super) struct CreateArguments {
     #[command(flatten)]
     pub(super) layout: LayoutArguments,
     #[command(flatten)]
-    pub(super) result: ResultArguments,
-    #[command(flatten)]
-    pub(super) progress: ProgressArguments,
+    pub(super) report: ReportArguments,
 }
 
 /// A disk that exists.
@@ -126,13 +133,6 @@ pub(super) struct InfoArguments {
     pub(super) chain: bool,
 }
 
-/// Arguments of `partita disk check`.
-#[derive(Debug, Args)]
-pub(super) struct CheckArguments {
-    #[command(flatten)]
-    pub(super) disk: ExistingArguments,
-}
-
 /// Arguments of `partita disk convert`.
 #[derive(Debug, Args)]
 pub(super) struct ConvertArguments {
@@ -152,9 +152,7 @@ pub(super) struct ConvertArguments {
     #[command(flatten)]
     pub(super) layout: LayoutArguments,
     #[command(flatten)]
-    pub(super) result: ResultArguments,
-    #[command(flatten)]
-    pub(super) progress: ProgressArguments,
+    pub(super) report: ReportArguments,
 }
 
 /// Arguments of `partita disk resize`.
@@ -186,9 +184,7 @@ pub(super) struct MergeArguments {
     #[arg(long)]
     pub(super) delete: bool,
     #[command(flatten)]
-    pub(super) result: ResultArguments,
-    #[command(flatten)]
-    pub(super) progress: ProgressArguments,
+    pub(super) report: ReportArguments,
 }
 
 /// Arguments of `partita disk rebase`.
@@ -205,9 +201,7 @@ pub(super) struct RebaseArguments {
     #[arg(long)]
     pub(super) reference_only: bool,
     #[command(flatten)]
-    pub(super) result: ResultArguments,
-    #[command(flatten)]
-    pub(super) progress: ProgressArguments,
+    pub(super) report: ReportArguments,
 }
 
 fn parse_format(text: &str) -> Result<Format, String> {

@@ -93,7 +93,7 @@ struct Merged {
 pub(super) fn merge(arguments: &MergeArguments, stop: &Stop) -> Result<Verdict, Failure> {
     let file = &arguments.file;
     let merged = {
-        let mut meter = Meter::new("Merging", arguments.progress.progress, stop);
+        let mut meter = Meter::new("Merging", arguments.report.progress.progress, stop);
         ops::merge(file, &mut |p| meter.update(p))
     };
     let parent = merged.map_err(|error| {
@@ -117,7 +117,7 @@ pub(super) fn merge(arguments: &MergeArguments, stop: &Stop) -> Result<Verdict, 
         parent: parent.display().to_string(),
         deleted: arguments.delete,
     };
-    print(arguments.result.json, &result, || {
+    print(arguments.report.result.json, &result, || {
         let (file, parent) = (printable(&result.file), printable(&result.parent));
         let rest = if result.deleted {
             "and was deleted"
@@ -138,7 +138,7 @@ pub(super) fn rebase(arguments: &RebaseArguments, stop: &Stop) -> Result<Verdict
         RebaseMode::KeepContents
     };
     let done = {
-        let mut meter = Meter::new("Comparing", arguments.progress.progress, stop);
+        let mut meter = Meter::new("Comparing", arguments.report.progress.progress, stop);
         let mut update = |p: Progress| meter.update(p);
         ops::rebase(file, &arguments.parent, mode, &mut update)
     };
@@ -147,6 +147,6 @@ pub(super) fn rebase(arguments: &RebaseArguments, stop: &Stop) -> Result<Verdict
             .unless_stopped(stop, || format!("{} keeps its old parent", file.display()))
     })?;
     let named = NamedDisk::new(file, &info);
-    print(arguments.result.json, &named, || named.text())?;
+    print(arguments.report.result.json, &named, || named.text())?;
     Ok(Verdict::Good)
 }

@@ -37,14 +37,14 @@ pub(super) fn create(arguments: &CreateArguments, stop: &Stop) -> Result<Verdict
         ..options(format, kind, arguments.size, &arguments.layout)?
     };
     let info = {
-        let mut meter = Meter::new("Reserving space", arguments.progress.progress, stop);
+        let mut meter = Meter::new("Reserving space", arguments.report.progress.progress, stop);
         ops::create_with_progress(file, &options, &mut |p| meter.update(p))
     };
     let info = info.map_err(|error| {
         Failure::of(file)(error).unless_stopped(stop, || format!("{} was not made", file.display()))
     })?;
     let named = NamedDisk::new(file, &info);
-    print(arguments.result.json, &named, || named.text())?;
+    print(arguments.report.result.json, &named, || named.text())?;
     Ok(Verdict::Good)
 }
 
@@ -66,7 +66,7 @@ pub(super) fn convert(arguments: &ConvertArguments, stop: &Stop) -> Result<Verdi
         raw_sector_size: None,
     };
     let info = {
-        let mut meter = Meter::new("Converting", arguments.progress.progress, stop);
+        let mut meter = Meter::new("Converting", arguments.report.progress.progress, stop);
         ops::convert(source, &source_options, target, &options, &mut |p| {
             meter.update(p)
         })
@@ -76,7 +76,7 @@ pub(super) fn convert(arguments: &ConvertArguments, stop: &Stop) -> Result<Verdi
             .unless_stopped(stop, || format!("{} was not made", target.display()))
     })?;
     let named = NamedDisk::new(target, &info);
-    print(arguments.result.json, &named, || named.text())?;
+    print(arguments.report.result.json, &named, || named.text())?;
     Ok(Verdict::Good)
 }
 

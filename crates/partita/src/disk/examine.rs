@@ -6,7 +6,7 @@ use disk::{CheckReport, DiskInfo, OpenOptions, ops};
 use serde::Serialize;
 
 use super::Verdict;
-use super::arguments::{CheckArguments, InfoArguments};
+use super::arguments::{ExistingArguments, InfoArguments};
 use super::failure::{Failure, format_of};
 use super::output::{NamedDisk, print, printable};
 use super::size::Bytes;
@@ -70,8 +70,7 @@ struct Checked<'a> {
 }
 
 /// Checks a disk.
-pub(super) fn check(arguments: &CheckArguments) -> Result<Verdict, Failure> {
-    let disk = &arguments.disk;
+pub(super) fn check(disk: &ExistingArguments) -> Result<Verdict, Failure> {
     let format = format_of(&disk.file, disk.format, "--format")?;
     let report = ops::check(&disk.file, Some(format)).map_err(Failure::of(&disk.file))?;
     let clean = report.is_clean();

@@ -77,18 +77,34 @@ impl Control {
 
     /// Any request, and what came of it.
     pub(crate) fn request(&self, method: &str, resource: &str, body: Option<&Value>) -> Answer {
+        let body = body.map(Value::to_string);
+        let (status, text) = self.exchange(method, resource, body.as_deref());
+        // Not all errors that come before a resource need be JSON; these are told apart.
+        let body = match text.as_str() {
+            "" => Value::Null,
+            text => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        };
+        Answer { status, body }
+    }
+
+    /// Any request; the answer's status and its body as it came.
+    pub(crate) fn exchange(
+        &self,
+        method: &str,
+        resource: &str,
+        body: Option<&str>,
+    ) -> (u16, String) {
         let mut stream = UnixStream::connect(&self.path).expect("the control socket is there");
         stream
             .set_read_timeout(Some(LIMIT))
             .expect("a socket has a timeout");
-        let body = body.map(Value::to_string);
         let mut text = format!("{method} /v1/vm{resource} HTTP/1.1\r\nHost: vm\r\n");
-        if let Some(body) = &body {
+        if let Some(body) = body {
             let length = body.len();
             text += &format!("Content-Type: application/json\r\nContent-Length: {length}\r\n");
         }
         text += "Connection: close\r\n\r\n";
-        text += body.as_deref().unwrap_or_default();
+        text += body.unwrap_or_default();
         stream
             .write_all(text.as_bytes())
             .expect("a request is taken");
@@ -113,13 +129,8 @@ impl Control {
     }
 }
 
-fn parse(answer: &str) -> Option<Answer> {
+fn parse(answer: &str) -> Option<(u16, String)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    // Not all errors that come before a resource need be JSON; these are told apart.
-    let body = match body {
-        "" => Value::Null,
-        body => serde_json::from_str(body).unwrap_or_else(|_| json!(body)),
-    };
-    Some(Answer { status, body })
+    Some((status, body.to_owned()))
 }

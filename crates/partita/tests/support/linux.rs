@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::control::Control;
+use super::modules::Modules;
 use super::packages;
 use super::tree::Tree;
 use super::vm::{Ended, Vm};
@@ -46,14 +47,27 @@ pub(crate) struct Linux {
     pub(crate) control: Control,
 }
 
-/// Adds the first process that [`Linux`] needs.
-pub(crate) fn install_init(tree: &mut Tree) {
+/// Files of a guest: the first process that [`Linux`] needs, BusyBox, and the modules of the
+/// package's kernel.
+pub(crate) fn tree(package: &str) -> Tree {
+    let mut tree = Tree::new();
     tree.file("init", 0o755, INIT.into());
+    Modules::of(package).install(&mut tree);
+    tree
+}
+
+/// Options of `partita run`: processors, and drives as pairs such as `--disk` and a file.
+pub(crate) fn options(processors: u32, drives: &[(&str, &Path)]) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["--processors".into(), processors.to_string().into()];
+    for (name, path) in drives {
+        words.extend([name.into(), path.into()]);
+    }
+    words
 }
 
 impl Linux {
-    /// Starts a kernel with an initial RAM disk of a tree with [`install_init`],
-    /// which is written into `folder`, and waits for its shell.
+    /// Starts a kernel with an initial RAM disk of a [`tree`], which is written into `folder`, and
+    /// waits for its shell.
     pub(crate) fn start(package: &str, tree: &Tree, folder: &Path, options: &[OsString]) -> Self {
         let initrd = folder.join("initrd");
         tree.write_initrd(&initrd);

@@ -161,7 +161,10 @@ impl Hot {
         }
         self.open
             .retain(|open| !depends(&open.parts, effects.written));
-        if self.s0.is_some_and(|(parts, _)| depends(&parts, effects.written)) {
+        if self
+            .s0
+            .is_some_and(|(parts, _)| depends(&parts, effects.written))
+        {
             self.s0 = None;
         }
         if effects.stack != 0 {
@@ -237,8 +240,8 @@ fn effects(item: &Item, start: u64, info: &InstructionInfo) -> Effects {
 /// What is added to RSP, for the usual ways to change it.
 fn stack_change(item: &Item) -> Option<i64> {
     let instruction = &item.instruction;
-    let to_rsp = instruction.op0_kind() == OpKind::Register
-        && instruction.op0_register() == Register::RSP;
+    let to_rsp =
+        instruction.op0_kind() == OpKind::Register && instruction.op0_register() == Register::RSP;
     match instruction.mnemonic() {
         Mnemonic::Push if item.op.size == 8 => Some(-8),
         Mnemonic::Pop if item.op.size == 8 && !to_rsp => Some(8),
@@ -564,7 +567,10 @@ impl Hot {
         let parts = parts(&own.address);
         let size = i64::from(own.size);
         let moved = |parts: &Parts, change| shift(parts, change).unwrap_or(0);
-        let at = own.address.displacement.checked_add(moved(&parts, change))?;
+        let at = own
+            .address
+            .displacement
+            .checked_add(moved(&parts, change))?;
         // Beside registers, displacements have 32 bits.
         if parts.0.is_some() || parts.1.is_some() {
             i32::try_from(at.checked_sub(MOST)?).ok()?;
@@ -587,16 +593,33 @@ impl Hot {
         if note == Some(Note::Alone) {
             return Some(wanted);
         }
-        let most = if shift(&parts, 1).is_some() { MOST_STACK } else { MOST };
+        let most = if shift(&parts, 1).is_some() {
+            MOST_STACK
+        } else {
+            MOST
+        };
         let (mut change, mut certain) = (change, true);
         for (item, effects) in items.iter().zip(&self.effects).skip(number).take(AHEAD) {
             if let Some(other) = effects.access
-                && (other.address.base, other.address.index, other.address.segment) == parts
+                && (
+                    other.address.base,
+                    other.address.index,
+                    other.address.segment,
+                ) == parts
             {
-                let from = other.address.displacement.saturating_add(moved(&parts, change));
-                let (from, to) = (wanted.from.min(from), wanted.to.max(from.saturating_add(other.size.into())));
+                let from = other
+                    .address
+                    .displacement
+                    .saturating_add(moved(&parts, change));
+                let (from, to) = (
+                    wanted.from.min(from),
+                    wanted.to.max(from.saturating_add(other.size.into())),
+                );
                 let allowed = !other.write || wanted.write || certain;
-                let noted = self.notes.iter().any(|(of, _)| *of == item.op.offset.into());
+                let noted = self
+                    .notes
+                    .iter()
+                    .any(|(of, _)| *of == item.op.offset.into());
                 if allowed && !noted && to.saturating_sub(from) <= most {
                     (wanted.from, wanted.to) = (from, to);
                     wanted.write |= other.write;

@@ -3,8 +3,8 @@
 
 use super::emit::{Access, Address, Emitter};
 use super::flow::Item;
-use super::units::Unit;
 use super::layout::{GUEST_RCX, S0};
+use super::units::Unit;
 use iced_x86::{EncodingKind, Mnemonic, OpKind};
 
 /// The instruction may have an emission here.

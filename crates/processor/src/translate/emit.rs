@@ -1,8 +1,8 @@
 //! Emits one region of guest code.
 
 use super::area::Area;
-use super::checks::{Check, Hot};
 use super::asm::{Asm, Fix, Mem, ShortFix, at, cc};
+use super::checks::{Check, Hot};
 use super::flow::Item;
 use super::layout::{GUEST_RSP, S0, S1, S2, field, register, segment_base};
 use super::links::{Edge, Way};
@@ -70,7 +70,6 @@ impl Address {
             segment,
         })
     }
-
 }
 
 /// A place where Rust is called: what it needs to do the instruction's work.

@@ -65,8 +65,8 @@ mod system;
 mod system_tests;
 #[cfg(test)]
 mod tests;
-mod tlb;
 mod tiers;
+mod tlb;
 mod transfer;
 mod units;
 mod vector;

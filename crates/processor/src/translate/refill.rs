@@ -1,11 +1,11 @@
 //! What checks of hot code need of Rust: see [`super::checks`].
 
-use crate::Vp;
 use super::cells::REVIEW;
 use super::checks::{Check, Note};
-use super::tiers::Want;
 use super::runtime::processor;
+use super::tiers::Want;
 use super::units::Units;
+use crate::Vp;
 use std::arch::x86_64::_rdtsc;
 
 /// Failures that leave the region before their frequency is looked at.
@@ -56,7 +56,11 @@ impl Vp {
         }
         let linear = self.linear_of(&check.address);
         if self.fill_cell(number, &check, linear) {
-            self.go_on(check.held, check.retry, check.start.wrapping_add(check.before.offset.into()))
+            self.go_on(
+                check.held,
+                check.retry,
+                check.start.wrapping_add(check.before.offset.into()),
+            )
         } else {
             self.fall(number, &check)
         }
@@ -80,15 +84,26 @@ impl Vp {
             }
             // No walk: it would mark the page as accessed or written, which
             // only the access itself may do.
-            let known = self.mmu.cached(address).is_some_and(|found| found.2 || !check.write);
-            if !known || !self.fill_fast_at(address, 1, check.write, 0).is_ok_and(|fits| fits) {
+            let known = self
+                .mmu
+                .cached(address)
+                .is_some_and(|found| found.2 || !check.write);
+            if !known
+                || !self
+                    .fill_fast_at(address, 1, check.write, 0)
+                    .is_ok_and(|fits| fits)
+            {
                 return false;
             }
         }
         if !check.user && self.link.table != self.link.kernel_table {
             return false;
         }
-        let Some(run) = self.mmu.fast.as_ref().and_then(|fast| fast.run(table, linear, check.write))
+        let Some(run) = self
+            .mmu
+            .fast
+            .as_ref()
+            .and_then(|fast| fast.run(table, linear, check.write))
         else {
             return false;
         };
@@ -126,7 +141,10 @@ impl Vp {
         let Some(translator) = &mut self.translator else {
             return false;
         };
-        let fills = translator.area.cell(number).map_or(0, |cell| REVIEW - cell.countdown.min(REVIEW));
+        let fills = translator
+            .area
+            .cell(number)
+            .map_or(0, |cell| REVIEW - cell.countdown.min(REVIEW));
         let Some(check) = translator.numbered.checks.get_mut(number as usize) else {
             return false;
         };
@@ -154,7 +172,11 @@ impl Vp {
                 let now = now();
                 let passed = now.wrapping_sub(std::mem::replace(&mut known.since, now));
                 if passed < u64::from(FALLS) * FALL_PAYS {
-                    let note = if check.span > check.own { Note::Alone } else { Note::Wanders };
+                    let note = if check.span > check.own {
+                        Note::Alone
+                    } else {
+                        Note::Wanders
+                    };
                     self.note(check, note);
                 }
             }

@@ -147,7 +147,14 @@ fn emit_refill(a: &mut Asm, user: bool, write: bool) {
     }
     a.store(at(S1, 0), S0);
     // MOVZX ECX, page_limit
-    a.with_memory(&[], false, &[0x0f, 0xb7], S0, at(S1, cells::PAGE_LIMIT), &[]);
+    a.with_memory(
+        &[],
+        false,
+        &[0x0f, 0xb7],
+        S0,
+        at(S1, cells::PAGE_LIMIT),
+        &[],
+    );
     a.store(at(S1, cells::LIMIT as i32), S0);
     // CMP logged, 0
     a.with_memory(&[], false, &[0x80], 7, at(S1, cells::LOGGED), &[0]);

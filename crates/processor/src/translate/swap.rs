@@ -35,7 +35,9 @@ pub(super) struct Swaps {
 
 /// The exchanges that pay for these numbers of uses.
 fn choose(uses: &[u32; 16]) -> Vec<Swap> {
-    let mut coming: Vec<usize> = (0..16).filter(|&n| PLACES[n].is_none() && uses[n] > 0).collect();
+    let mut coming: Vec<usize> = (0..16)
+        .filter(|&n| PLACES[n].is_none() && uses[n] > 0)
+        .collect();
     coming.sort_by_key(|&n| std::cmp::Reverse(uses[n]));
     let mut going = YIELDING.to_vec();
     going.sort_by_key(|&n| uses[n]);

@@ -82,10 +82,7 @@ impl Vp {
         } else {
             Rights::SupervisorAc
         };
-        match self
-            .mmu
-            .resolve(&self.state, rip, Access::Execute, rights)
-        {
+        match self.mmu.resolve(&self.state, rip, Access::Execute, rights) {
             Ok(Target::Ram(host, page)) => Some((host, page)),
             _ => None,
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use vmbus::bus::{Bus, BusConfig, ChannelError, OpenChannel, Vsp};
 use vmbus::client::{Client, Loopback};
-use vmbus::protocol::{Guid, PacketType, Version};
+use vmbus::protocol::{Guid, OfferChannel, PacketType, Version};
 use vmbus::ring::{Batch, PacketOut};
 use vmbus::server::OfferParams;
 
@@ -134,6 +134,17 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// A guest that is connected as a new Linux is, with what it was offered: one [`Echo`], and what
+    /// that tells.
+    pub fn with_echo() -> (Self, Vec<OfferChannel>, Receiver<Event>) {
+        let mut machine = Self::new();
+        let (echo, events) = Echo::new(1);
+        machine.bus.offer(echo).unwrap();
+        machine.client.connect(&LINUX).unwrap();
+        let offers = machine.client.request_offers().unwrap();
+        (machine, offers, events)
+    }
+
     pub fn new() -> Self {
         Self::with_config(BusConfig::default())
     }

@@ -20,8 +20,11 @@ use vmbus::bus::{BusHandle, ChannelError, ChannelReader, OpenChannel};
 use vmbus::protocol::{GpaRange, PacketType};
 use vmbus::ring::{self, Batch};
 
-/// Bytes that the channel's own thread moves, when it has nothing else to do.
+/// Bytes that the channel's own thread reads, when it has nothing else to do.
 const MAX_INLINE_BYTES: u32 = 64 << 10;
+/// Bytes that it writes then: most file systems have a thread of the kernel's do what they are
+/// given by io_uring, and the way there takes longer than copying them.
+const MAX_INLINE_WRITE: u32 = 1 << 20;
 /// Bytes that are moved for a guest's signal by the processor that signals.
 const MAX_HELP_BYTES: u32 = 256 << 10;
 /// How soon what could not be sent or submitted is tried again, where nobody
@@ -435,7 +438,12 @@ impl Worker {
     ) -> Result<(), ChannelError> {
         // Handing a request over takes longer than a short one itself. But
         // where others are on their way already, this thread must go on.
-        let inline = alone && is_short(prepared.request());
+        let limit = if prepared.is_for_device() {
+            MAX_INLINE_WRITE
+        } else {
+            MAX_INLINE_BYTES
+        };
+        let inline = alone && is_short(prepared.request(), limit);
         // The kernel does not hand a read over whose data it has in its cache.
         // Writes it does, on most file systems.
         let (prepared, reply) = match &mut self.transfers {
@@ -492,8 +500,8 @@ fn weight(ranges: &[GpaRange]) -> usize {
     ranges.iter().map(|range| range.pfns.len() + 4).sum()
 }
 
-/// Takes no longer than the host's cache needs, as a rule.
-fn is_short(request: &ScsiRequest) -> bool {
+/// Takes no longer than the host's cache needs, as a rule, for up to `limit` bytes.
+fn is_short(request: &ScsiRequest, limit: u32) -> bool {
     let slow = matches!(
         request.payload[0],
         op::SYNCHRONIZE_CACHE_10
@@ -512,7 +520,7 @@ fn is_short(request: &ScsiRequest) -> bool {
         request.payload[0],
         op::WRITE_10 | op::WRITE_12 | op::WRITE_16
     ) && request.payload[1] & 8 != 0;
-    !slow && !force && request.data_transfer_length <= MAX_INLINE_BYTES
+    !slow && !force && request.data_transfer_length <= limit
 }
 
 /// A read of not too much.

@@ -16,8 +16,8 @@ use vmbus::protocol::Guid;
 use vmbus::server::{OfferError, OfferId, OfferParams};
 use zerocopy::IntoBytes;
 
-/// Bytes of one request, unless it is configured otherwise.
-pub const DEFAULT_MAX_TRANSFER: u32 = 256 << 10;
+/// Bytes of one request, unless it is configured otherwise. Linux splits what is longer.
+pub const DEFAULT_MAX_TRANSFER: u32 = 1 << 20;
 /// Threads that carry requests of one channel out, unless it is configured
 /// otherwise.
 pub const DEFAULT_THREADS: usize = 4;

@@ -3,7 +3,7 @@
 use super::guest::{DATA_PAGE, Data, Guest, NO_DATA, data_in, data_out, each_way, scsi_request};
 use crate::storage::protocol::{ChannelProperties, Packet, ProtocolVersion, operation};
 use crate::storage::scsi::{op, test_medium::Op, test_medium::TestMedium};
-use crate::storage::{Attachment, Io};
+use crate::storage::{Attachment, DEFAULT_MAX_TRANSFER, Io};
 use std::time::Duration;
 use vmbus::protocol::OfferChannel;
 
@@ -105,7 +105,7 @@ fn versions_fall_back_and_properties_are_told(io: Io) {
         (status, properties.max_channel_count, properties.flags),
         (0, 3, 1)
     );
-    assert_eq!(properties.max_transfer_bytes, 256 << 10);
+    assert_eq!(properties.max_transfer_bytes, DEFAULT_MAX_TRANSFER);
     // Requests have to wait for the end.
     assert_eq!(channel.step(operation::EXECUTE_SRB), 0xc000_0184);
     assert_eq!(channel.step(operation::END_INITIALIZATION), 0);

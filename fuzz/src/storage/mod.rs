@@ -1,14 +1,22 @@
-//! `storage`: packets of a guest to a storage controller, over a bus of its
-//! own without a virtual machine.
+//! `storage` and `storage_file`: packets of a guest to a storage controller,
+//! over a bus of its own without a virtual machine.
 //!
 //! LUN 0 is a disk, LUN 1 an optical drive, LUN 2 comes and goes. An input is
 //! a list of steps, each a byte (modulo [`step::COUNT`]) followed by its own.
 //! Every request that wants a completion gets one, unless the guest broke its
 //! ring, and whatever the guest did, it can open the channel anew and read.
+//!
+//! With `storage` everything is on the heap and copied. With `storage_file`,
+//! whose inputs begin with the format, LUN 0 is in a file, and the host's
+//! kernel moves data between it and the guest's pages: by io_uring, where it
+//! permits that. No byte changes beyond the pages that requests name.
+
+mod place;
 
 use crate::Input;
 use crate::medium::HeapMedium;
 use crate::memory;
+use place::{Heap, InFile, Place};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +24,6 @@ use vmbus::bus::{Bus, BusConfig};
 use vmbus::client::{Client, ClientChannel, ClientTransport, Loopback};
 use vmbus::protocol::{GpaDirectHeader, Guid, OfferChannel, PAGE_SIZE, PacketType, Version};
 use vmbus::ring::{Batch, GuestPages, PacketOut};
-use vsp::storage::memory::CopiedMemory;
 use vsp::storage::protocol::{Packet, ProtocolVersion, ScsiRequest, VersionQuery, operation};
 use vsp::storage::{Attachment, ControllerConfig, ControllerHandle, StorageController};
 use zerocopy::{FromZeros, IntoBytes};
@@ -53,8 +60,12 @@ const DATA: u64 = 64;
 const MAX_OPENINGS: u32 = 4;
 /// Packets and openings at most: the rest of an input is not looked at.
 const MAX_STEPS: usize = 512;
-/// What the host may take. It is all much quicker, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Pages of data that requests name: the rest is never written, unless a
+/// packet names other ones ([`step::PACKET`]).
+const NAMED: std::ops::Range<u64> = DATA..DATA + 25;
+/// What the host may take. It is all much quicker, unless it hangs; but the
+/// target may run at the lowest priority.
+const PATIENCE: Duration = Duration::from_secs(60);
 const ALLOWED: usize = 24 << 20;
 
 struct Guest {
@@ -63,32 +74,32 @@ struct Guest {
     offer: OfferChannel,
     channel: ClientChannel,
     handle: ControllerHandle,
-    disk: Arc<HeapMedium>,
+    place: Box<dyn Place>,
+    /// A packet may have named any page.
+    anywhere: bool,
     /// Transactions that are to be completed.
     open: BTreeSet<u64>,
     last_id: u64,
     /// The guest wrote to its rings: nothing is expected of them.
     broken: bool,
     openings: u32,
-    // Behind what uses it.
-    _bus: Bus,
+    bus: Bus,
 }
 
 impl Guest {
-    fn new() -> Self {
+    fn new(make: impl FnOnce(&Arc<Loopback>) -> Box<dyn Place>) -> Self {
         let loopback = Loopback::new(2, PAGES as usize);
         let bus = Bus::start(loopback.clone(), BusConfig::default()).expect("a bus");
         loopback.attach(&bus);
         let mut config = ControllerConfig::new(Guid::from_u128(0x51), 0);
         config.subchannels = 1;
         config.threads_per_channel = 2;
-        let memory = Arc::new(CopiedMemory(loopback.clone()));
-        let (vsp, handle) = StorageController::new(config, memory);
+        let place = make(&loopback);
+        let (vsp, handle) = StorageController::new(config, place.memory());
         bus.offer(Box::new(vsp)).expect("room on the bus");
-        let disk = HeapMedium::new(128 << 10, 512, false, false);
         let dvd = HeapMedium::new(64 << 10, 2048, true, false);
         let attached = [
-            handle.attach(0, Attachment::Disk(disk.clone())),
+            handle.attach(0, Attachment::Disk(place.medium())),
             handle.attach(1, Attachment::Dvd(Some(dvd))),
         ];
         assert_eq!(attached, [Ok(()), Ok(())]);
@@ -102,12 +113,13 @@ impl Guest {
             offer,
             channel,
             handle,
-            disk,
+            place,
+            anywhere: false,
             open: BTreeSet::new(),
             last_id: 0,
             broken: false,
             openings: 1,
-            _bus: bus,
+            bus,
         }
     }
 
@@ -184,6 +196,7 @@ impl Guest {
             PacketType::COMPLETION,
         ];
         let packet_type = types[usize::from(kind % 4)];
+        self.anywhere |= packet_type == PacketType::GPA_DIRECT;
         let packet = PacketOut {
             packet_type,
             // A completion of the guest is not answered.
@@ -251,17 +264,19 @@ impl Guest {
     }
 
     fn host(&mut self, choice: u8) {
-        let medium = || HeapMedium::new(64 << 10, 512, false, false);
         // Each may be refused: what is there or not is the input's matter.
         match choice % 6 {
-            0 => drop(self.handle.attach(2, Attachment::Disk(medium()))),
+            0 => drop(
+                self.handle
+                    .attach(2, Attachment::Disk(self.place.another())),
+            ),
             1 => drop(self.handle.detach(2)),
             2 => {
-                self.disk.resize(u64::from(choice) << 10);
+                self.place.change(choice);
                 let _ = self.handle.resized(0);
             }
             3 => drop(self.handle.eject(1, choice > 127)),
-            4 => drop(self.handle.insert(1, medium())),
+            4 => drop(self.handle.insert(1, self.place.another())),
             _ => drop(self.handle.attach(2, Attachment::Dvd(None))),
         }
     }
@@ -295,10 +310,10 @@ impl Guest {
     }
 
     /// A guest that starts over finds the disk as it is.
-    fn check(mut self) {
+    fn check(&mut self) {
         self.reopen();
         self.negotiate(4, 4);
-        self.disk.resize(128 << 10);
+        self.place.restore();
         let resized = self.handle.resized(0);
         assert_eq!(resized, Ok(()));
         for _ in 0..8 {
@@ -313,10 +328,10 @@ impl Guest {
             let result: ScsiRequest = answer.payload_as().expect("a result");
             if result.srb_status == 1 {
                 assert_eq!(result.data_transfer_length, 512);
-                let mut data = [0; 512];
-                let at = (DATA * PAGE_SIZE) as usize;
-                assert!(self.loopback.memory().read(at, &mut data).is_ok());
-                assert_eq!(data[..], self.disk.contents(3 * 512, 512));
+                let (mut data, mut expected) = ([0; 512], [0; 512]);
+                self.place.load(DATA * PAGE_SIZE, &mut data);
+                self.place.contents(3 * 512, &mut expected);
+                assert_eq!(data, expected);
                 return;
             }
             // A persistent reservation is another's, and stays.
@@ -325,6 +340,25 @@ impl Guest {
             }
         }
         panic!("the disk cannot be read");
+    }
+
+    /// Ends the controller, and looks at what is left.
+    fn end(self) {
+        let Self {
+            bus,
+            place,
+            handle,
+            anywhere,
+            ..
+        } = self;
+        drop((handle, bus));
+        let others = (0..PAGES).filter(|page| !NAMED.contains(page) && !RINGS.contains(page));
+        for page in others.filter(|_| !anywhere) {
+            let mut bytes = [0; PAGE_SIZE as usize];
+            place.load(page * PAGE_SIZE, &mut bytes);
+            assert!(bytes == [0; PAGE_SIZE as usize], "page {page} is written");
+        }
+        place.end();
     }
 }
 
@@ -357,9 +391,7 @@ fn ranges(first: u64, offset: u32, length: u32, flaws: u8) -> Vec<u8> {
     [header.as_bytes(), &list].concat()
 }
 
-fn run_limited(data: &[u8]) {
-    let mut input = Input::new(data);
-    let mut guest = Guest::new();
+fn run_limited(mut input: Input<'_>, mut guest: Guest) {
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
             break;
@@ -375,11 +407,7 @@ fn run_limited(data: &[u8]) {
             step::STORE => {
                 let at = (DATA + u64::from(input.u8() % 8)) * PAGE_SIZE;
                 let length = usize::from(input.u8());
-                let stored = guest
-                    .loopback
-                    .memory()
-                    .write(at as usize, input.bytes(length));
-                assert!(stored.is_ok());
+                guest.place.store(at, input.bytes(length));
             }
             step::HOST => guest.host(input.u8()),
             step::SCRIBBLE => guest.scribble(&mut input),
@@ -388,9 +416,23 @@ fn run_limited(data: &[u8]) {
         }
     }
     guest.check();
+    guest.end();
 }
 
-/// The target.
+/// Target `storage`.
 pub fn run(data: &[u8]) {
-    memory::limited(ALLOWED, || run_limited(data));
+    memory::limited(ALLOWED, || {
+        let guest = Guest::new(|loopback| Box::new(Heap::new(loopback)));
+        run_limited(Input::new(data), guest);
+    });
+}
+
+/// Target `storage_file`.
+pub fn run_file(data: &[u8]) {
+    let mut input = Input::new(data);
+    let kind = input.u8();
+    memory::limited(ALLOWED, || {
+        let guest = Guest::new(|_| Box::new(InFile::new(PAGES, kind)));
+        run_limited(input, guest);
+    });
 }
