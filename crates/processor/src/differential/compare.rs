@@ -72,7 +72,7 @@ impl Pair {
         self.interpreter.load(&made.image, &program.setup, &start);
         self.translator.load(&made.image, &program.setup, &start);
         self.translator.vp.warm = program.warm;
-        self.translator.vp.hot = 1 + u64::from(program.warm) / 2;
+        self.translator.vp.hot = 1 + u64::from(program.warm) / 4;
         for round in 0..=program.rounds.len() {
             if round > 0 {
                 let between = program.rounds[round - 1];

@@ -118,6 +118,8 @@ pub(super) struct Hot {
     notes: Vec<(u32, Note)>,
     effects: Vec<Effects>,
     open: Vec<Open>,
+    /// The region is a loop: a check pays for one access already.
+    pub repeats: bool,
     /// [`S0`] holds this address.
     s0: Option<(Parts, i64)>,
     /// [`S1`] holds this cell's addend.
@@ -134,6 +136,7 @@ impl Hot {
                 .map(|item| effects(item, start, factory.info(&item.instruction)))
                 .collect(),
             open: Vec::new(),
+            repeats: false,
             s0: None,
             s1: None,
         }
@@ -591,8 +594,9 @@ impl Hot {
             of: item.op.offset.into(),
         };
         if note == Some(Note::Alone) {
-            return Some(wanted);
+            return self.repeats.then_some(wanted);
         }
+        let mut covered = 0;
         let most = if shift(&parts, 1).is_some() {
             MOST_STACK
         } else {
@@ -621,6 +625,7 @@ impl Hot {
                     .iter()
                     .any(|(of, _)| *of == item.op.offset.into());
                 if allowed && !noted && to.saturating_sub(from) <= most {
+                    covered += 1;
                     (wanted.from, wanted.to) = (from, to);
                     wanted.write |= other.write;
                 }
@@ -631,6 +636,6 @@ impl Hot {
             certain &= !item.instruction.is_jcc_short_or_near();
             change += effects.stack;
         }
-        Some(wanted)
+        (self.repeats || covered > 1).then_some(wanted)
     }
 }

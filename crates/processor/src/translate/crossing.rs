@@ -130,6 +130,7 @@ impl Vp {
             _ if second.is_some() => Tier::Plain,
             Want::Counted => Tier::Counted,
             Want::Plain => Tier::Plain,
+            Want::Cooled => Tier::Cooled,
             Want::Hot => Tier::Hot(translator.notes.get(&key).map_or(&[], Vec::as_slice)),
         };
         let code = region::emit(context, &items, rip, second, tier)?;

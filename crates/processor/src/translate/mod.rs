@@ -31,6 +31,12 @@
 //! nowhere yet go on with the code for the new RIP without leaving emitted
 //! code, if there is any ([`runtime`]).
 //!
+//! # Hot code
+//!
+//! A region that is entered often is translated again ([`tiers`]): one check
+//! stands for many accesses ([`checks`], [`cells`], [`refill`]), and a loop may
+//! have registers of its own ([`swap`]).
+//!
 //! # Code that changes
 //!
 //! Pages with translated code have no translations for stores (see

@@ -10,10 +10,12 @@ use std::arch::x86_64::_rdtsc;
 
 /// Failures that leave the region before their frequency is looked at.
 const FALLS: u32 = 32;
-/// Time stamps between two failures that are worth it.
-const FALL_PAYS: u64 = 4000;
-/// Time stamps between two fills that are worth it.
-const FILL_PAYS: u64 = 100;
+/// Time stamps between two failures that are worth it: one costs some
+/// hundreds.
+const FALL_PAYS: u64 = 10_000;
+/// Time stamps between two fills that are worth it: one costs some forty, and
+/// a loop has many places.
+const FILL_PAYS: u64 = 300;
 
 /// A check has no translation in the table, or its cell wants to be looked
 /// at. `low`: of the cell's address.

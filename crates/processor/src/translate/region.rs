@@ -104,9 +104,14 @@ pub(super) enum Tier<'a> {
     Counted,
     /// Counts nothing: what hot code falls back to.
     Plain,
+    /// Counts nothing: what was hot code before.
+    Cooled,
     /// With checks, and what is known about its places.
     Hot(&'a [(u32, Note)]),
 }
+
+/// NOP of five bytes, which can be made a jump.
+const NOP_5: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
 
 /// Emits a region that starts at linear address `start`: the address of its
 /// code. `None` when there is nothing to translate, or no room.
@@ -117,15 +122,16 @@ pub(super) fn emit(
     second: Option<Second>,
     tier: Tier<'_>,
 ) -> Option<u64> {
-    let first = items.first()?;
+    items.first()?;
     let mut emitter = Emitter::new(context, start);
     if let Some(second) = second {
         emitter.gate(&second)?;
     }
     match tier {
+        Tier::Cooled => emitter.asm.raw(&NOP_5),
         // A loop goes on with the hot version.
         Tier::Plain => emitter.own_loop = second.is_some(),
-        Tier::Counted => emitter.count(first)?,
+        Tier::Counted => emitter.count(items)?,
         Tier::Hot(notes) => emitter.begin_hot(items, notes)?,
     }
     let mut open = true;
@@ -159,6 +165,16 @@ pub(super) fn emit(
     emitter.finish().then_some(entry)
 }
 
+/// How much later code that is no loop becomes hot: it gains less.
+const STRAIGHT: u64 = 8;
+
+/// A branch to the region's start.
+fn leads_back(item: &Item) -> bool {
+    let instruction = &item.instruction;
+    let jump = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near();
+    jump && instruction.near_branch_target() == 0
+}
+
 /// The unit that an instruction runs on.
 fn unit(item: &Item) -> Option<Unit> {
     match kind(item) {
@@ -171,9 +187,17 @@ fn unit(item: &Item) -> Option<Unit> {
 impl Emitter<'_> {
     /// Counts an entry. What comes first has more than five bytes, so that it
     /// can be made a jump.
-    fn count(&mut self, first: &Item) -> Option<()> {
+    fn count(&mut self, items: &[Item]) -> Option<()> {
+        let first = items.first()?;
         let counter = self.context.area.slot()?;
-        self.context.area.set_slot(counter, self.context.hot_after);
+        let factor = if items.iter().any(leads_back) {
+            1
+        } else {
+            STRAIGHT
+        };
+        self.context
+            .area
+            .set_slot(counter, self.context.hot_after * factor);
         let enough = self.asm.here();
         let site = self.site(&first.op, None);
         let fix = self.asm.jump();
@@ -189,16 +213,13 @@ impl Emitter<'_> {
 
     fn begin_hot(&mut self, items: &[Item], notes: &[(u32, Note)]) -> Option<()> {
         self.hot = Some(Hot::new(items, self.start, notes));
-        // NOP of five bytes, which can be made a jump.
-        self.asm.raw(&[0x0f, 0x1f, 0x44, 0, 0]);
-        let back = |item: &Item| {
-            let instruction = &item.instruction;
-            let jump = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near();
-            jump && instruction.near_branch_target() == 0
-        };
-        let Some(end) = items.iter().rposition(back) else {
+        self.asm.raw(&NOP_5);
+        let Some(end) = items.iter().rposition(leads_back) else {
             return Some(());
         };
+        if let Some(hot) = &mut self.hot {
+            hot.repeats = true;
+        }
         if items[0].live != 0 {
             return Some(());
         }

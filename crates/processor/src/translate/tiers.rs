@@ -19,7 +19,12 @@ pub(super) enum Want {
     Plain,
     /// Again, since it is hot.
     Hot,
+    /// Without checks for good: too many of its places are noted.
+    Cooled,
 }
+
+/// Notes that a hot region may have.
+const MOST_NOTES: usize = 6;
 
 impl Translator {
     /// A region has been translated.
@@ -29,7 +34,7 @@ impl Translator {
             return;
         }
         if let Some(old) = self.regions.insert(key, code)
-            && want == Want::Hot
+            && want != Want::Counted
         {
             self.area.patch_jump(old, code);
         }
@@ -60,7 +65,11 @@ impl Vp {
     #[cold]
     pub(super) fn grant(&mut self, wish: Want) -> Option<u64> {
         if let Some(rip) = self.translator.as_mut()?.again.take() {
-            self.translate_as(rip, Want::Hot);
+            let key = self.key(rip);
+            let notes = key.and_then(|key| self.translator.as_ref()?.notes.get(&key));
+            let cooled = notes.is_some_and(|notes| notes.len() > MOST_NOTES);
+            let want = if cooled { Want::Cooled } else { Want::Hot };
+            self.translate_as(rip, want);
         }
         if wish == Want::Plain
             && let Some(code) = self.plain_code()
