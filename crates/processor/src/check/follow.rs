@@ -1,6 +1,7 @@
 //! The shadow's turn.
 
 use super::compare::{equal, registers_equal};
+use super::memory::Word;
 use super::{Checker, RECENT, Record, flags, report};
 use crate::Vp;
 use crate::fault::Exit;
@@ -13,6 +14,19 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How long a device's write may stay unannounced.
 const ANNOUNCEMENT: Duration = Duration::from_millis(3);
 const TRAIL: usize = 48;
+
+/// Entries of page tables.
+mod pte {
+    /// Accessed and dirty.
+    pub(super) const MARKS: u64 = 0x60;
+
+    /// What such an entry looks like: present, with an address, and without
+    /// reserved bits. Neither small numbers nor a kernel's pointers do.
+    pub(super) fn like(word: u64, physical_bits: u32) -> bool {
+        let address = word & 0x000f_ffff_ffff_f000;
+        word & 1 != 0 && address != 0 && address >> physical_bits.min(52) == 0
+    }
+}
 
 /// The state that came nearest.
 pub(super) struct Nearest {
@@ -147,38 +161,48 @@ impl Checker {
             self.note_nearest(vp, nearest, Vec::new());
             return false;
         }
-        let memory = self.memory_differences(vp, frames);
+        let (allowed, memory) = self.memory_differences(vp, frames);
         if !memory.is_empty() {
             self.note_nearest(vp, nearest, memory);
             return false;
         }
+        // Not before: the shadow may come here many times on its way.
+        for word in &allowed {
+            self.memory.settle(word);
+        }
         true
     }
 
-    /// What differs in the pages that were written now or lately.
-    fn memory_differences(&mut self, vp: &Vp, frames: &[(u32, usize)]) -> Vec<(u64, u64, u64)> {
+    /// What differs in the pages that were written now or lately: what may,
+    /// and the rest.
+    fn memory_differences(
+        &mut self,
+        vp: &Vp,
+        frames: &[(u32, usize)],
+    ) -> (Vec<Word>, Vec<(u64, u64, u64)>) {
         let mut pages: Vec<u32> = self.recent.iter().copied().collect();
         if let Some(writes) = &self.shadow.mmu.writes {
             pages.extend(writes.pages.iter().copied());
         }
-        let mut all = Vec::new();
+        let (mut allowed, mut rest) = (Vec::new(), Vec::new());
         for page in pages {
-            let allowed = |at: usize, one: u64, other: u64| {
-                let tables = (one ^ other) & !0x60 == 0 && one & 1 != 0;
-                let frame = (one ^ other) & !rflags::ARITH == 0 && frames.contains(&(page, at));
-                tables || frame
-            };
-            let found = self.memory.differences(page, allowed);
-            if !found.is_empty() && !vp.mmu.code.journal_has(page) {
-                let base = u64::from(page) << 12;
-                all.extend(
-                    found
-                        .iter()
-                        .map(|&(at, one, other)| (base + at as u64, one, other)),
-                );
+            let found = self.memory.differences(page);
+            if found.is_empty() || vp.mmu.code.journal_has(page) {
+                continue;
+            }
+            for word in found {
+                let marks = (word.one ^ word.other) & !pte::MARKS == 0;
+                let frame = (word.one ^ word.other) & !rflags::ARITH == 0
+                    && frames.contains(&(page, word.at));
+                if frame || marks && pte::like(word.one, vp.mmu.physical_bits) {
+                    allowed.push(word);
+                } else {
+                    let at = (u64::from(page) << 12) + word.at as u64;
+                    rest.push((at, word.one, word.other));
+                }
             }
         }
-        all
+        (allowed, rest)
     }
 
     fn note_nearest(

@@ -49,6 +49,18 @@ impl Shared {
 #[derive(Clone)]
 pub(crate) struct Memory(Arc<Mutex<Shared>>);
 
+/// A word that differs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Word {
+    pub page: u32,
+    /// Offset in the page.
+    pub at: usize,
+    /// The processor's.
+    pub one: u64,
+    /// The shadow's.
+    pub other: u64,
+}
+
 /// What [`Memory::share`] makes of a space.
 pub(super) struct Halves {
     pub processor: Box<dyn GuestSpace>,
@@ -143,13 +155,9 @@ impl Memory {
         }
     }
 
-    /// The words that differ: offset, the processor's, the shadow's. Those
-    /// that `allowed` accepts are made the processor's.
-    pub(super) fn differences(
-        &self,
-        page: u32,
-        mut allowed: impl FnMut(usize, u64, u64) -> bool,
-    ) -> Vec<(usize, u64, u64)> {
+    /// The words that differ. Nothing is changed: where the shadow has not got
+    /// to the processor's place yet, what may differ there is its own.
+    pub(super) fn differences(&self, page: u32) -> Vec<Word> {
         let shared = self.lock();
         let Some(&from) = shared.pages.get(page as usize) else {
             return Vec::new();
@@ -168,18 +176,24 @@ impl Memory {
             word.copy_from_slice(&bytes[at..at + 8]);
             u64::from_le_bytes(word)
         };
-        let mut found = Vec::new();
-        for at in (0..PAGE).step_by(8) {
-            let (one, other) = (word(&real, at), word(&copy, at));
-            if one == other {
-                continue;
-            }
-            if allowed(at, one, other) {
-                crate::host::store64(shared.at(page).wrapping_add(at), one);
-            } else {
-                found.push((at, one, other));
-            }
+        (0..PAGE)
+            .step_by(8)
+            .map(|at| Word {
+                page,
+                at,
+                one: word(&real, at),
+                other: word(&copy, at),
+            })
+            .filter(|word| word.one != word.other)
+            .collect()
+    }
+
+    /// Makes a word of the shadow the processor's.
+    pub(super) fn settle(&self, word: &Word) {
+        let shared = self.lock();
+        if (word.page as usize) < shared.pages.len() {
+            let at = shared.at(word.page).wrapping_add(word.at & (PAGE - 8));
+            crate::host::store64(at, word.one);
         }
-        found
     }
 }
