@@ -10,6 +10,7 @@ use crate::Vp;
 use crate::fault::Fault;
 use crate::mmu::{self, Access, Target};
 use crate::state::reg;
+use crate::vp::ProcessorMode;
 
 /// What [`mmu::Mmu::cached`] tells.
 type Found = (*mut u8, u32, bool, bool);
@@ -197,7 +198,7 @@ impl Vp {
                 self.left(exit);
                 return 0;
             }
-            return self.go_on_at_rip();
+            return self.go_on_stopped();
         }
         if op.is_last() {
             self.code_written = false;
@@ -220,6 +221,16 @@ impl Vp {
         let exit = self.stopped_at(&site.op, site.start);
         if exit.is_some() {
             self.left(exit);
+            return 0;
+        }
+        self.go_on_stopped()
+    }
+
+    /// Goes on behind an instruction that did not retire. In check mode a turn
+    /// ends where an exception was delivered: flags that nobody reads are
+    /// made the same in its frame before the handler copies them elsewhere.
+    fn go_on_stopped(&mut self) -> u64 {
+        if self.faulted && self.config.mode == ProcessorMode::Check {
             return 0;
         }
         self.go_on_at_rip()
