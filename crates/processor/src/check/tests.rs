@@ -34,6 +34,12 @@ unsafe impl GuestSpace for Space {
 /// A checked processor in 64-bit mode at CPL 0, linear addresses as physical
 /// ones, with a loop that stores, reads the clock, and asks outside.
 fn machine() -> Vp {
+    machine_with(program)
+}
+
+type Program = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+
+fn machine_with(program: Program) -> Vp {
     let mut space = Space((0..PAGES).map(|_| Page([0; 4096])).collect());
     let mut a = CodeAssembler::new(64).expect("64 bits");
     let code = program(&mut a)
@@ -159,6 +165,47 @@ fn writes_of_devices_are_copied() {
         crate::host::store64(at, value);
         code.written(page);
     });
+    assert_eq!(exit, Exit::Halt, "{:?}", vp.difference());
+}
+
+/// Every round has the same registers and differs in memory only, in words
+/// that look like entries of page tables among others.
+fn alike(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+    let mut again = a.create_label();
+    a.mov(rbx, DATA)?;
+    a.mov(dword_ptr(rbx), 0x5001)?;
+    a.set_label(&mut again)?;
+    a.add(dword_ptr(rbx), 0x20)?;
+    a.add(dword_ptr(rbx + 8), 2)?;
+    a.cmp(dword_ptr(rbx + 8), 600_000)?;
+    a.jb(again)?;
+    a.hlt()
+}
+
+/// A shadow that comes to the place too early stays as it is.
+#[test]
+fn the_way_there_is_the_shadows_own() {
+    let mut vp = machine_with(alike);
+    if !vp.translates() {
+        println!("not checked: this host cannot run the translator");
+        return;
+    }
+    let requests = vp.requests();
+    let (done, over) = std::sync::mpsc::channel::<()>();
+    let kicking = std::thread::spawn(move || {
+        let pause = std::time::Duration::from_micros(100);
+        while over.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            requests.kick();
+        }
+    });
+    let exit = loop {
+        match vp.run() {
+            Exit::Kicked => vp.complete(Completion::Done),
+            exit => break exit,
+        }
+    };
+    drop(done);
+    kicking.join().expect("the thread ends");
     assert_eq!(exit, Exit::Halt, "{:?}", vp.difference());
 }
 
