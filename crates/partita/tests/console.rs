@@ -145,7 +145,8 @@ fn a_session_at_a_terminal() {
     vm.wait_for("30 100\r", 1);
     vm.wait_for("kind=xterm\r", 1);
     // Ctrl-C is for the program in the guest, not for Partita.
-    terminal.press("echo sleeping-$((1 + 1)); sleep 1000\r");
+    // The shell of its own has the terminal before it says anything, so Ctrl-C finds it.
+    terminal.press("sh -c 'echo sleeping-$((1 + 1)); exec sleep 1000'\r");
     vm.wait_for("sleeping-2", 1);
     terminal.press(CTRL_C);
     terminal.press("echo awake-$((1 + 1))\r");
