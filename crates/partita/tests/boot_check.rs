@@ -8,7 +8,6 @@ use support::packages::{self, CLOUD};
 use support::vm::Vm;
 
 #[test]
-#[ignore = "one boot in four stops at a difference that is not explained yet"]
 fn translator_and_interpreter_agree_on_a_boot() {
     let folder = tempfile::tempdir().unwrap();
     let initrd = folder.path().join("initrd");

@@ -39,7 +39,7 @@ fn inner_equal(a: &Vp, b: &Vp) -> bool {
 }
 
 /// Everything, by name.
-pub(super) fn values(state: &State) -> Vec<(String, u64)> {
+pub(crate) fn values(state: &State) -> Vec<(String, u64)> {
     const NAMES: [&str; 16] = [
         "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
         "r13", "r14", "r15",

@@ -3,12 +3,16 @@
 use crate::Vp;
 use crate::mmu::PAGE_MASK;
 use crate::state::rflags;
+use crate::translate::REGION_MOST;
 use crate::{TranslateRequest, mmu};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, RflagsBits};
 
-/// Branches that are followed, and instructions that are looked at.
+/// Branches that are followed.
 const BRANCHES: u32 = 5;
-const INSTRUCTIONS: u32 = 64;
+/// Instructions that are looked at: as many as emission sees when it takes
+/// flags for dead. A loop of vectors may have nearly as many before the first
+/// one that writes flags.
+const INSTRUCTIONS: usize = REGION_MOST;
 
 /// The flags of `mask` are all overwritten before any is read by the code that
 /// comes next.

@@ -34,6 +34,8 @@ mod report;
 mod tests;
 
 #[cfg(test)]
+pub(crate) use compare::values;
+#[cfg(test)]
 pub(crate) use tests::Fault;
 
 use crate::Vp;

@@ -7,7 +7,7 @@ use super::program::{Between, Piece, Program};
 use super::watch::{INTERPRETED, TRANSLATED, Watch};
 use crate::check::Record;
 use crate::vp::Event;
-use crate::{Completion, Exit, ProcessorMode, Vp, reg, rflags, seg};
+use crate::{Completion, Exit, ProcessorMode, Vp, reg, rflags};
 use std::collections::{HashSet, VecDeque};
 use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
@@ -307,65 +307,8 @@ fn end(machine: &mut Machine, exits: Vec<(Exit, u64)>, hung: bool, unknown: Opti
 
 /// Everything that a program can see, by name.
 fn values(vp: &Vp) -> Vec<(String, u64)> {
-    let state = &vp.state;
-    let names = [
-        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
-        "r13", "r14", "r15",
-    ];
-    let mut all: Vec<(String, u64)> = names
-        .iter()
-        .zip(&state.gpr)
-        .map(|(name, &value)| (name.to_string(), value))
-        .collect();
-    for (name, value) in [
-        ("rip", state.rip),
-        ("rflags", state.rflags()),
-        ("cpl", u64::from(state.cpl)),
-        ("cr0", state.cr0),
-        ("cr2", state.cr2),
-        ("cr3", state.cr3),
-        ("cr4", state.cr4),
-        ("efer", state.efer),
-        ("xcr0", state.xcr0),
-        ("kernel_gs_base", state.msr.kernel_gs_base),
-        ("attention", u64::from(vp.attention)),
-    ] {
-        all.push((name.into(), value));
-    }
-    for (name, number) in [
-        ("es", seg::ES),
-        ("cs", seg::CS),
-        ("ss", seg::SS),
-        ("ds", seg::DS),
-        ("fs", seg::FS),
-        ("gs", seg::GS),
-    ] {
-        let segment = &state.seg[number];
-        all.push((name.into(), u64::from(segment.selector)));
-        all.push((format!("{name}.base"), segment.base));
-        all.push((format!("{name}.attributes"), u64::from(segment.attributes)));
-    }
-    let image = state
-        .fpu
-        .fxsave
-        .chunks_exact(8)
-        .map(|chunk| (chunk, "fxsave"));
-    for number in 0..16 {
-        let upper = state.fpu.upper(number);
-        all.push((format!("ymm{number}+16"), upper as u64));
-        all.push((format!("ymm{number}+24"), (upper >> 64) as u64));
-    }
-    for (i, (chunk, name)) in image.enumerate() {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(chunk);
-        let name = match i * 8 {
-            24 => "mxcsr".into(),
-            at @ 32..160 => format!("st{}+{}", (at - 32) / 16, at % 16),
-            at @ 160..416 => format!("xmm{}+{}", (at - 160) / 16, at % 16),
-            at => format!("{name}+{at}"),
-        };
-        all.push((name, u64::from_le_bytes(bytes)));
-    }
+    let mut all = crate::check::values(&vp.state);
+    all.push(("attention".into(), u64::from(vp.attention)));
     all
 }
 

@@ -321,7 +321,14 @@ impl Emitter<'_> {
     /// Looks up the target in [`S2`]: its entry is in [`S1`] then. Calls the
     /// handler for targets that are not there.
     fn find_jump(&mut self, item: &Item) {
-        let user = usize::from(self.context.user);
+        let miss = self.find_target(self.context.user);
+        let site = self.site(&item.op, None);
+        self.push_cold(Cold::Handle(miss, site));
+    }
+
+    /// Looks up the target in [`S2`] among those of a privilege: its entry is
+    /// in [`S1`] then. The jump is taken where there is none. Uses [`S0`].
+    pub(super) fn find_target(&mut self, user: bool) -> super::asm::Fix {
         let a = &mut self.asm;
         a.extract(S1, S2, field!(jump_mask));
         a.lea(
@@ -332,7 +339,7 @@ impl Emitter<'_> {
                 disp: 0,
             },
         );
-        a.load(S0, element(field!(jumps), user));
+        a.load(S0, element(field!(jumps), usize::from(user)));
         a.lea(
             S1,
             Mem::At {
@@ -353,8 +360,7 @@ impl Emitter<'_> {
         let found = a.jump_if_rcx_zero();
         let miss = a.jump();
         self.short(found);
-        let site = self.site(&item.op, None);
-        self.push_cold(Cold::Handle(miss, site));
+        miss
     }
 
     fn indirect(&mut self, item: &Item) -> Option<Behind> {

@@ -80,6 +80,7 @@ mod ways;
 mod x87;
 
 pub(crate) use layout::Link;
+pub(crate) use region::MOST as REGION_MOST;
 pub(crate) use tlb::FastTlb;
 
 use crate::Vp;

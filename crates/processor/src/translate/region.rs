@@ -17,7 +17,7 @@ use crate::decode::Decoder;
 use iced_x86::{FlowControl, Mnemonic};
 
 /// The most instructions of a region.
-const MOST: usize = 96;
+pub(crate) const MOST: usize = 96;
 
 /// Decodes a region; empty when its first instruction does not fit.
 pub(super) fn gather(bytes: &[u8], mode: u8) -> Vec<Item> {

@@ -115,38 +115,8 @@ impl Emitter<'_> {
     /// The target's entry for indirect jumps at the other privilege into
     /// [`S1`]; the target is in [`S2`].
     fn find_other(&mut self, user: bool, site: u32) {
-        let a = &mut self.asm;
-        a.extract(S1, S2, field!(jump_mask));
-        a.lea(
-            S1,
-            Mem::At {
-                base: S1,
-                index: Some((S1, 0)),
-                disp: 0,
-            },
-        );
-        a.load(S0, element(field!(jumps), usize::from(user)));
-        a.lea(
-            S1,
-            Mem::At {
-                base: S0,
-                index: Some((S1, 3)),
-                disp: 0,
-            },
-        );
-        a.load(S0, at(S1, 0));
-        a.lea(
-            S0,
-            Mem::At {
-                base: S0,
-                index: Some((S2, 0)),
-                disp: 0,
-            },
-        );
-        let found = a.jump_if_rcx_zero();
-        let miss = a.jump();
+        let miss = self.find_target(user);
         self.push_cold(Cold::Handle(miss, site));
-        self.short(found);
         self.asm.load(S1, at(S1, 8));
         self.asm.store(field!(target), S1);
     }
