@@ -48,7 +48,7 @@ pub use flags::ArithFlags;
 pub use host::{copy_from_shared, copy_to_shared, tsc};
 pub use outside::{TranslateFailure, TranslateRequest};
 pub use requests::Requests;
-pub use space::{CodeMap, GuestSpace, HostPage};
+pub use space::{Backing, CodeMap, GuestSpace, HostPage};
 pub use state::{Fpu, Msrs, Segment, State, Table, cr, reg, rflags, seg};
 pub use translate::translator_supported;
 pub use vp::{Config, Event, ProcessorMode, Vp};

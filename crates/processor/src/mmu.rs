@@ -2,7 +2,7 @@
 
 use crate::check::Writes;
 use crate::fault::Fault;
-use crate::space::{CodeMap, GuestSpace, HostPage};
+use crate::space::{Backing, CodeMap, GuestSpace, HostPage};
 use crate::state::{State, cr, rflags};
 use crate::translate::FastTlb;
 use crate::walk::{Walk, page_fault};
@@ -104,6 +104,8 @@ pub(crate) struct Mmu {
     pub code: Arc<CodeMap>,
     /// Counts everything that may change a translation.
     pub generation: u32,
+    /// Counts changes of the guest-physical map.
+    pub map_version: u32,
     /// The tables of translated code.
     pub fast: Option<Box<FastTlb>>,
     /// What has happened to translations, for whoever caches fetches.
@@ -201,6 +203,7 @@ impl Mmu {
             told: Box::new([None; TOLD]),
             code,
             generation: 1,
+            map_version: 0,
             fast: None,
             changes: Changes::default(),
             writes: None,
@@ -220,9 +223,15 @@ impl Mmu {
         Some(found)
     }
 
+    /// The file that memory lies in.
+    pub(crate) fn backing(&self) -> Option<Backing> {
+        self.space.backing()
+    }
+
     /// The guest-physical map has changed.
     pub(crate) fn space_changed(&mut self) {
         self.space.refresh();
+        self.map_version = self.map_version.wrapping_add(1);
         self.told.fill(None);
         self.flush_all();
     }

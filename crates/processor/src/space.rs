@@ -1,6 +1,7 @@
 //! Guest-physical memory as the processor sees it.
 
 use crate::requests::Peer;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
@@ -20,12 +21,24 @@ pub struct HostPage {
     pub executable: bool,
 }
 
+/// The file that all of a partition's memory is, and where it is mapped.
+#[derive(Debug)]
+pub struct Backing {
+    /// Page N of the [`CodeMap`] is at N times 4096.
+    pub file: OwnedFd,
+    /// Where the file is mapped, shared, as a whole.
+    pub base: *mut u8,
+    /// Bytes. The file never gets smaller.
+    pub size: u64,
+}
+
 /// A guest-physical address space.
 ///
 /// # Safety
 ///
 /// The pages returned must be valid host memory as [`HostPage::pointer`] says,
-/// and `index` must be below the [`CodeMap`]'s length.
+/// and `index` must be below the [`CodeMap`]'s length. What `backing` returns must
+/// be as [`Backing`] says.
 pub unsafe trait GuestSpace: Send {
     /// The page with guest-physical page number `page`, if there is memory
     /// that may be read.
@@ -33,6 +46,11 @@ pub unsafe trait GuestSpace: Send {
 
     /// The map was changed: read it anew.
     fn refresh(&mut self);
+
+    /// The file that every page's memory lies in, if it may be mapped once more.
+    fn backing(&self) -> Option<Backing> {
+        None
+    }
 }
 
 /// For every page of memory, whether decoded code of it is cached, and a

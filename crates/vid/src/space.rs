@@ -3,7 +3,7 @@
 
 use crate::system_memory::SystemMemory;
 use hypervisor::{GpaMap, Hypervisor};
-use processor::{GuestSpace, HostPage};
+use processor::{Backing, GuestSpace, HostPage};
 use std::sync::Arc;
 use tlfs::{HvMapGpaFlags, HvPartitionId};
 
@@ -54,5 +54,9 @@ unsafe impl GuestSpace for ChildSpace {
 
     fn refresh(&mut self) {
         self.map = self.hypervisor.gpa_map(self.partition).unwrap_or_default();
+    }
+
+    fn backing(&self) -> Option<Backing> {
+        self.memory.backing().ok()
     }
 }

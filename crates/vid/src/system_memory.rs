@@ -7,7 +7,7 @@
 //! ever touched through raw pointers and atomics, never through references.
 
 use hypervisor::BadSpa;
-use processor::CodeMap;
+use processor::{Backing, CodeMap};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
@@ -73,6 +73,19 @@ impl SystemMemory {
     /// The memory file, for sharing with another process.
     pub fn file(&self) -> &OwnedFd {
         &self.file
+    }
+
+    /// The file and where it is mapped, for processors.
+    ///
+    /// # Errors
+    ///
+    /// What the host says where the process has too many open files.
+    pub(crate) fn backing(&self) -> io::Result<Backing> {
+        Ok(Backing {
+            file: self.file.try_clone()?,
+            base: self.base,
+            size: self.size,
+        })
     }
 
     /// Which pages hold cached code.

@@ -3,7 +3,7 @@
 //! A page is copied when either processor first asks for it, before it can
 //! have stored anything there.
 
-use crate::{GuestSpace, HostPage};
+use crate::{Backing, GuestSpace, HostPage};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -92,6 +92,13 @@ unsafe impl GuestSpace for Space {
 
     fn refresh(&mut self) {
         self.memory.lock().space.refresh();
+    }
+
+    fn backing(&self) -> Option<Backing> {
+        if self.shadow {
+            return None;
+        }
+        self.memory.lock().space.backing()
     }
 }
 

@@ -3,7 +3,11 @@
 
 use super::handlers;
 use crate::state::{Segment, State, Table, cr, rflags, seg};
-use crate::{CodeMap, Config, GuestSpace, HostPage, ProcessorMode, Vp};
+use crate::{Backing, CodeMap, Config, GuestSpace, HostPage, ProcessorMode, Vp};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::os::fd::OwnedFd;
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 pub(super) const PAGE: u64 = 0x1000;
@@ -291,8 +295,11 @@ pub(super) fn table_entry(image: &Image, space: usize, linear: u64) -> u64 {
 }
 
 /// Guest-physical memory: most pages lie apart, with a strange one in between.
-#[derive(Clone, Copy)]
-struct Memory(*mut u8);
+#[derive(Clone)]
+struct Memory {
+    base: *mut u8,
+    file: Arc<OwnedFd>,
+}
 
 // SAFETY: used by one thread; the machine frees it behind its processor.
 unsafe impl Send for Memory {}
@@ -308,12 +315,21 @@ impl Memory {
         }
     }
 
-    fn at(self, page: u64) -> *mut u8 {
-        self.0.wrapping_add((Self::slot(page) * PAGE) as usize)
+    fn at(&self, page: u64) -> *mut u8 {
+        self.base.wrapping_add((Self::slot(page) * PAGE) as usize)
     }
 
-    fn layout() -> std::alloc::Layout {
-        std::alloc::Layout::from_size_align(2 * SIZE, PAGE as usize).expect("a valid layout")
+    /// Anew, all zero.
+    fn map() -> Self {
+        let file = memfd_create("machine", MemfdFlags::CLOEXEC).expect("a memory file");
+        ftruncate(&file, 2 * SIZE as u64).expect("room for memory");
+        let rights = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe { mmap(null_mut(), 2 * SIZE, rights, MapFlags::SHARED, &file, 0) };
+        Self {
+            base: base.expect("a mapping").cast(),
+            file: Arc::new(file),
+        }
     }
 }
 
@@ -323,13 +339,21 @@ unsafe impl GuestSpace for Memory {
     fn page(&mut self, page: u64) -> Option<HostPage> {
         (page < PAGES).then(|| HostPage {
             pointer: self.at(page),
-            index: page as u32,
+            index: Self::slot(page) as u32,
             writable: true,
             executable: true,
         })
     }
 
     fn refresh(&mut self) {}
+
+    fn backing(&self) -> Option<Backing> {
+        Some(Backing {
+            file: self.file.try_clone().ok()?,
+            base: self.base,
+            size: 2 * SIZE as u64,
+        })
+    }
 }
 
 /// A processor and its memory.
@@ -342,23 +366,21 @@ pub(super) struct Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout; the processor does not touch
-        // memory when it is dropped.
-        unsafe { std::alloc::dealloc(self.memory.0, Memory::layout()) };
+        // SAFETY: mapped with this length; the processor does not touch memory when
+        // it is dropped.
+        let _ = unsafe { munmap(self.memory.base.cast(), 2 * SIZE) };
     }
 }
 
 impl Machine {
     pub(super) fn new(mode: ProcessorMode) -> Self {
-        // SAFETY: the layout has a size.
-        let memory = Memory(unsafe { std::alloc::alloc_zeroed(Memory::layout()) });
-        assert!(!memory.0.is_null());
-        let code = Arc::new(CodeMap::new(PAGES as usize, false));
+        let memory = Memory::map();
+        let code = Arc::new(CodeMap::new(2 * PAGES as usize, false));
         let config = Config {
             mode,
             ..Config::default()
         };
-        let vp = Vp::new(config, Box::new(memory), code.clone());
+        let vp = Vp::new(config, Box::new(memory.clone()), code.clone());
         // What lies between pages is different in every machine, so that
         // reading it shows.
         let fill = if mode == ProcessorMode::Interpret {
@@ -381,7 +403,7 @@ impl Machine {
             if (0..PAGES).any(|page| Memory::slot(page) == slot) {
                 continue;
             }
-            let start = self.memory.0.wrapping_add((slot * PAGE) as usize);
+            let start = self.memory.base.wrapping_add((slot * PAGE) as usize);
             // SAFETY: inside the allocation, and the processor does not run.
             visit(
                 unsafe { std::slice::from_raw_parts_mut(start, PAGE as usize) },
@@ -414,7 +436,7 @@ impl Machine {
         for (i, &byte) in bytes.iter().enumerate() {
             let at = gpa + i as u64;
             self.page(at / PAGE)[(at % PAGE) as usize] = byte;
-            self.code.written((at / PAGE) as u32);
+            self.code.written(Memory::slot(at / PAGE) as u32);
         }
     }
 
@@ -425,7 +447,7 @@ impl Machine {
             let bytes = &image.0[from..from + PAGE as usize];
             if self.page(page) != bytes {
                 self.page(page).copy_from_slice(bytes);
-                self.code.written(page as u32);
+                self.code.written(Memory::slot(page) as u32);
             }
         }
         self.vp.flush_tlb();

@@ -107,6 +107,9 @@ pub(super) struct Check {
     pub held: Units,
     /// As a site's.
     pub pointer: u16,
+    /// Its cell gets runs of windows ([`super::windows`]), this many until the
+    /// next look at how often.
+    pub windowed: Option<u32>,
     /// Failures that left the region, since [`Check::since`].
     pub falls: u32,
     /// Time stamp of the last look.
@@ -447,6 +450,7 @@ impl Emitter<'_> {
             retry: self.asm.here(),
             held: self.held,
             pointer: self.pointer,
+            windowed: None,
             falls: 0,
             since: 0,
         });

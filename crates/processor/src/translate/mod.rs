@@ -77,6 +77,7 @@ mod transfer;
 mod units;
 mod vector;
 mod ways;
+mod windows;
 mod x87;
 
 pub(crate) use layout::Link;
@@ -98,6 +99,7 @@ use stubs::Stubs;
 use tiers::Want;
 use units::Units;
 use ways::Ways;
+use windows::Windows;
 
 /// Entries of a block before it is translated.
 pub(crate) const WARM: u16 = 12;
@@ -169,6 +171,8 @@ pub(crate) struct Translator {
     interpret: bool,
     /// There was no code for RIP, or none that may be entered.
     none: bool,
+    /// Where the host has what they need.
+    windows: Option<Windows>,
 }
 
 impl Translator {
@@ -201,6 +205,7 @@ impl Translator {
             exit: None,
             interpret: false,
             none: false,
+            windows: None,
         }))
     }
 
@@ -359,6 +364,9 @@ impl Vp {
             if which[usize::from(user)] {
                 let end = &mut self.link.logs[usize::from(user)];
                 translator.area.empty_cells(user, *end, nothing);
+                if let Some(windows) = &mut translator.windows {
+                    windows.emptied(!user);
+                }
                 *end = translator.area.log(user);
             }
         }
@@ -500,10 +508,11 @@ impl Vp {
 
     /// Prepares for translated code, if the host can run it.
     pub(crate) fn start_translator(&mut self) -> bool {
-        let Some(translator) = Translator::new() else {
+        let Some(mut translator) = Translator::new() else {
             return false;
         };
         self.mmu.fast = Some(Box::new(FastTlb::new(self.mmu.code.len())));
+        translator.windows = self.mmu.backing().and_then(Windows::new);
         self.mmu.code.join(&self.peer);
         self.link.jumps = translator.ways.tables();
         self.link.logs = [translator.area.log(false), translator.area.log(true)];

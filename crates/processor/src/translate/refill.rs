@@ -4,6 +4,7 @@ use super::cells::REVIEW;
 use super::checks::{Check, Note};
 use super::runtime::processor;
 use super::tiers::Want;
+use super::tlb::Run;
 use super::units::Units;
 use crate::Vp;
 use std::arch::x86_64::_rdtsc;
@@ -16,6 +17,8 @@ const FALL_PAYS: u64 = 10_000;
 /// Time stamps between two fills that are worth it: one costs some forty, and
 /// a loop has many places.
 const FILL_PAYS: u64 = 300;
+/// The same for fills from windows.
+const WINDOW_PAYS: u64 = 1500;
 
 /// A check has no translation in the table, or its cell wants to be looked
 /// at. `low`: of the cell's address.
@@ -101,33 +104,52 @@ impl Vp {
         if !check.user && self.link.table != self.link.kernel_table {
             return false;
         }
-        let Some(run) = self
+        let known = self
             .mmu
             .fast
             .as_ref()
-            .and_then(|fast| fast.run(table, linear, check.write))
-        else {
+            .and_then(|fast| fast.run(table, linear, check.write));
+        let Some(mut run) = known else {
             return false;
         };
-        if last.wrapping_sub(run.start) >= run.length {
+        let windowed = check.windowed.is_some();
+        let mut wanders = !windowed && self.review(number, check, &run);
+        let holds = |run: &Run| last.wrapping_sub(run.start) < run.length;
+        if wanders || windowed || !holds(&run) {
+            let found = self.window_run(table, linear, check.write);
+            match found.filter(|found| found.length > run.length || windowed) {
+                Some(found) => {
+                    run = found;
+                    wanders = self.review_window(number);
+                }
+                None => self.leave_windows(number),
+            }
+        }
+        if !holds(&run) {
             return false;
         }
-        let wanders = self.review(number);
-        let Some(translator) = &mut self.translator else {
-            return false;
-        };
-        let Some(mut cell) = translator.area.cell(number) else {
-            return false;
-        };
-        let limit = run.length - u64::from(check.span);
-        if wanders && limit <= cell.limit.max(4096 - u64::from(check.span)) {
+        if wanders {
             self.note(check, Note::Wanders);
             return false;
         }
+        self.set_run(number, check, &run);
+        true
+    }
+
+    fn set_run(&mut self, number: u32, check: &Check, run: &Run) {
+        let Some(translator) = &mut self.translator else {
+            return;
+        };
+        let Some(mut cell) = translator.area.cell(number) else {
+            return;
+        };
+        let known = translator.numbered.checks.get(number as usize);
         cell.negated = run.start.wrapping_neg();
-        cell.limit = limit;
+        cell.limit = run.length - u64::from(check.span);
         cell.addend = run.addend;
-        cell.countdown = REVIEW;
+        // Where runs of the table are too short, that is not tried again.
+        let windowed = known.is_some_and(|known| known.windowed.is_some());
+        cell.countdown = if windowed { 1 } else { REVIEW };
         if cell.logged == 0 {
             cell.logged = 1;
             let place = translator.area.cell_address(number);
@@ -135,27 +157,60 @@ impl Vp {
             *end = translator.area.log_push(check.user, *end, place);
         }
         translator.area.set_cell(number, cell);
-        true
     }
 
-    /// A cell has been filled often; true if in too short a time.
-    fn review(&mut self, number: u32) -> bool {
+    /// A cell gets a run of a window; true if too often.
+    fn review_window(&mut self, number: u32) -> bool {
         let Some(translator) = &mut self.translator else {
             return false;
         };
-        let fills = translator
-            .area
-            .cell(number)
-            .map_or(0, |cell| REVIEW - cell.countdown.min(REVIEW));
         let Some(check) = translator.numbered.checks.get_mut(number as usize) else {
             return false;
         };
-        if fills < REVIEW {
+        let Some(left) = &mut check.windowed else {
+            check.windowed = Some(REVIEW);
+            check.since = now();
+            return false;
+        };
+        *left -= 1;
+        if *left > 0 {
+            return false;
+        }
+        *left = REVIEW;
+        let now = now();
+        let passed = now.wrapping_sub(std::mem::replace(&mut check.since, now));
+        passed < u64::from(REVIEW) * WINDOW_PAYS
+    }
+
+    /// A check gets runs of the table again.
+    fn leave_windows(&mut self, number: u32) {
+        if let Some(translator) = &mut self.translator
+            && let Some(check) = translator.numbered.checks.get_mut(number as usize)
+        {
+            check.windowed = None;
+        }
+    }
+
+    /// A cell has been filled often; true if in too short a time, and the run
+    /// is no better than what it had.
+    fn review(&mut self, number: u32, check: &Check, run: &Run) -> bool {
+        let Some(translator) = &mut self.translator else {
+            return false;
+        };
+        let Some(cell) = translator.area.cell(number) else {
+            return false;
+        };
+        let Some(known) = translator.numbered.checks.get_mut(number as usize) else {
+            return false;
+        };
+        if cell.countdown > 0 {
             return false;
         }
         let now = now();
-        let passed = now.wrapping_sub(std::mem::replace(&mut check.since, now));
-        passed < u64::from(REVIEW) * FILL_PAYS
+        let passed = now.wrapping_sub(std::mem::replace(&mut known.since, now));
+        let span = u64::from(check.span);
+        let better = run.length.saturating_sub(span) > cell.limit.max(4096 - span);
+        passed < u64::from(REVIEW) * FILL_PAYS && !better
     }
 
     /// Goes on with the plain code.

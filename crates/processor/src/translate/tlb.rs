@@ -23,8 +23,10 @@ const USER_TABLES: usize = 12;
 const SUPERVISOR_TABLES: usize = 2;
 /// More filled slots than this are not counted one by one.
 const MOST_COUNTED: usize = 1024;
-/// [`FastTlb::writers`]: no entry for stores, and more than one.
+/// [`FastTlb::writers`]: no entry for stores, none but in cells, and more than
+/// one.
 const NONE: u32 = 0;
+const CELLS: u32 = u32::MAX - 1;
 const MANY: u32 = u32::MAX;
 
 /// One translation.
@@ -219,11 +221,30 @@ impl FastTlb {
             && let Some(writer) = self.writers.get_mut(filling.page as usize)
         {
             let place = (number * SLOTS + slot) as u32 + 1;
-            *writer = if *writer == NONE || *writer == place {
+            *writer = if matches!(*writer, NONE | CELLS) || *writer == place {
                 place
             } else {
                 MANY
             };
+        }
+    }
+
+    /// Where the table says that a page (given by its address) is in this
+    /// process.
+    pub(super) fn host(&self, number: usize, page: u64, write: bool) -> Option<u64> {
+        let half = if write { SLOTS } else { 0 };
+        let entries = &self.tables.get(number)?.entries;
+        let entry = entries[half + ((page >> 12) as usize & (SLOTS - 1))];
+        (entry.negated_page == page.wrapping_neg()).then_some(page.wrapping_add(entry.addend))
+    }
+
+    /// Cells may let code store to these pages, whatever tables have.
+    pub(super) fn note_writers(&mut self, first: u32, count: u32) {
+        let range = first as usize..first as usize + count as usize;
+        for writer in self.writers.get_mut(range).into_iter().flatten() {
+            if *writer == NONE {
+                *writer = CELLS;
+            }
         }
     }
 
@@ -272,7 +293,7 @@ impl FastTlb {
         self.version += 1;
         self.dropped = [true; 2];
         match std::mem::replace(writer, NONE) {
-            NONE => {}
+            NONE | CELLS => {}
             MANY => self.protect_all(host),
             place => {
                 let place = place as usize - 1;
